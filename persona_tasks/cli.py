@@ -1,0 +1,80 @@
+"""`persona-tasks`: what is easier asked of us than of a harness. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    help="Measure, train and publish simulated users that stay in character.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.callback()
+def _main() -> None:
+    """Measure, train and publish simulated users that stay in character."""
+
+
+@app.command()
+def personas(
+    persona_id: Annotated[Optional[str], typer.Argument(metavar="[ID]", help="Show this persona in full.")] = None,
+    scenario: Annotated[str, typer.Option(help="chat, education, therapy, service, one of your own, or all.")] = "all",
+    split: Annotated[str, typer.Option(help="train, dev, test or all.")] = "all",
+    bank: Annotated[Optional[Path], typer.Option(help="Folder of a bank of your own (YAML); it is checked too.")] = None,
+    as_json: JSON = False,
+) -> None:
+    """List the personas, or show one.
+
+    Examples:
+
+        persona-tasks personas --scenario therapy --split test
+
+        persona-tasks personas chat-test-01
+
+        persona-tasks personas --bank my-bank
+    """
+    from persona_tasks.personas import BankError, load_bank
+    from persona_tasks.tables import persona_page, personas_table, show
+
+    try:
+        loaded = load_bank(str(bank) if bank else None)
+        if persona_id:
+            persona = loaded.persona(persona_id)
+            show([persona], as_json, persona_page(persona))
+        else:
+            chosen = loaded.select(scenario, split)
+            show(chosen, as_json, personas_table(chosen))
+    except BankError as error:
+        _fail(error)
+
+
+@app.command()
+def score(
+    files: Annotated[list[Path], typer.Argument(help="Dialogues with their verdicts: Inspect logs, JSONL, JSON.")],
+    format: Annotated[str, typer.Option(help="auto, jsonl, consistent-llms, messages or inspect.")] = "auto",
+    speaker: Annotated[int, typer.Option(min=1, max=2, help="consistent-llms: which speaker is the simulator.")] = 2,
+    parse: Annotated[str, typer.Option(help="consistent-llms: read verdicts `strict` or as the `authors` do.")] = "strict",
+    as_json: JSON = False,
+) -> None:
+    """Compute metrics from the verdicts stored in files. No model is asked.
+
+    Examples:
+
+        persona-tasks score logs/2026-11-22T10-00-00_drift_abc.eval
+
+        persona-tasks score dialogues.json --format consistent-llms --speaker 2 --json
+    """
+
+
+def _fail(error: Exception) -> None:
+    typer.echo(f"persona-tasks: {error}", err=True)
+    sys.exit(2)
