@@ -20,8 +20,7 @@ The arrays use NaN for "undefined" and inf for "never"; what leaves this package
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,21 +32,10 @@ from persona_tasks.transcript import Judged, Metric, Verdict
 Array = NDArray[np.float64]
 Interval = tuple[float | None, float | None]
 
+CHANCE = 0.2  # of guessing one of five options
 MIN_COVERAGE = 0.5
 LEVEL = 0.95
 RESAMPLES = 1000
-
-
-class DialogueScore(NamedTuple):
-    """One dialogue's score (None if withheld or never asked), and how many of its verdicts could be read."""
-
-    score: float | None
-    asked: int
-    parsed: int
-
-    @property
-    def withheld(self) -> bool:
-        return self.asked > 0 and self.score is None
 
 
 class Estimates(NamedTuple):
@@ -84,18 +72,39 @@ class Difference(BaseModel):
 # --------------------------------------------------------------------------------------------- scores and the grid
 
 
-def counted_verdicts(judged: Judged, metric: Metric) -> list[Verdict]:
+def counted(verdicts: Iterable[Verdict]) -> list[Verdict]:
     """The verdicts that count: a line_to_line verdict on turn 1 compares with nothing and is left out (eq. 2)."""
-    return [verdict for verdict in judged.of(metric) if metric != "line_to_line" or verdict.turn >= 2]
+    return [verdict for verdict in verdicts if verdict.metric != "line_to_line" or verdict.turn >= 2]
 
 
-def dialogue_score(judged: Judged, metric: Metric) -> DialogueScore:
-    """Eq. 1, 2 or 3 for one dialogue: consistent / (consistent + contradicts)."""
-    outcomes = Counter(verdict.outcome for verdict in counted_verdicts(judged, metric))
-    asked = outcomes.total()
-    parsed = outcomes["consistent"] + outcomes["contradicts"]
-    enough = parsed > 0 and parsed / asked >= MIN_COVERAGE
-    return DialogueScore(outcomes["consistent"] / parsed if enough else None, asked, parsed)
+def coverage(verdicts: Iterable[Verdict]) -> tuple[int, int]:
+    """How many verdicts were asked for, and how many of them could be read."""
+    asked = counted(verdicts)
+    return len(asked), sum(verdict.outcome != "unparsed" for verdict in asked)
+
+
+def dialogue_score(verdicts: Sequence[Verdict]) -> float | None:
+    """Eq. 1, 2 or 3: consistent / (consistent + contradicts).
+
+    Args:
+        verdicts: All verdicts of one dialogue by one metric.
+
+    Returns:
+        None where fewer than half of the verdicts could be read (the score is withheld), or there are none.
+    """
+    asked, parsed = coverage(verdicts)
+    if parsed == 0 or parsed / asked < MIN_COVERAGE:
+        return None
+    return sum(verdict.outcome == "consistent" for verdict in counted(verdicts)) / parsed
+
+
+def floor_score(verdicts: Sequence[Verdict]) -> float | None:
+    """What can be guessed: the share of one dialogue's `qa_without_persona` questions answered right.
+
+    Unlike elsewhere, an answer that says none of the options counts as wrong: where nothing can be known, saying so is
+    no better than a wrong guess. None if nothing was asked.
+    """
+    return sum(verdict.outcome == "consistent" for verdict in verdicts) / len(verdicts) if verdicts else None
 
 
 def verdict_turn(judged: Judged, verdict: Verdict) -> int:
@@ -117,7 +126,7 @@ def outcome_grid(judged: Sequence[Judged], metric: Metric, turns: int) -> Array:
     """
     right, readable = np.zeros((2, len(judged), turns))
     for row, record in enumerate(judged):
-        for verdict in counted_verdicts(record, metric):
+        for verdict in counted(record.of(metric)):
             turn = verdict_turn(record, verdict)
             if verdict.outcome != "unparsed" and 1 <= turn <= turns:
                 right[row, turn - 1] += verdict.outcome == "consistent"
@@ -295,7 +304,7 @@ def paired_difference(
 def _scores_by_persona(judged: Sequence[Judged], metric: Metric) -> dict[str, list[float]]:
     scores: dict[str, list[float]] = {}
     for record in judged:
-        if (score := dialogue_score(record, metric).score) is not None:
+        if (score := dialogue_score(record.of(metric))) is not None:
             scores.setdefault(record.transcript.persona_id, []).append(score)
     return scores
 

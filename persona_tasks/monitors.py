@@ -130,7 +130,8 @@ ROLE_FLIPS: tuple[str, ...] = (
     r"\blet me know if you (?:have any (?:other|more|further|additional)? ?questions"
     r"|need (?:any )?(?:further|more|additional) (?:help|assistance|information|clarification))\b",
     # speaks for the company
-    rf"\bthank(?:s| you) for (?:contacting|calling|reaching out to|choosing) (?:us|our|(?:\w+ ){{0,3}}{_SERVICE})\b(?! back)",
+    rf"\bthank(?:s| you) for (?:contacting|calling|reaching out to|choosing) "
+    rf"(?:us|our|(?:\w+ ){{0,3}}{_SERVICE})\b(?! back)",
     r"\bthank(?:s| you) for being an? (?:valued|loyal) customer\b",
     r"(?:^|[.!?]\s+|\b(?:I|we)(?:'d like to| would like to)? (?:sincerely |truly |deeply )?)"
     r"apologi[sz]e for (?:the|any) inconvenience",
