@@ -55,6 +55,8 @@ def simulated_dialogue(
         scenario = everyone.scenarios[persona.scenario]
         epoch_seed = seed + state.epoch - 1
         other = make_partner(persona, scenario, everyone.scripts.get(scenario.id), turns, epoch_seed, partner)
+        if partner == "model":
+            role_model("partner", REPLY_TOKENS)  # a missing role must show before anything is said
         record = state.store_as(DriftRecord)
         transcript = blank(persona, scenario, other, epoch_seed)
         transcript.model = str(state.model)

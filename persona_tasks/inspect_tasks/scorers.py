@@ -13,17 +13,16 @@ from inspect_ai.solver import TaskState
 
 from persona_tasks.inspect_tasks.driver import DEFAULT_JUDGE, VERDICT_TOKENS, ask_judge, drive, role_model
 from persona_tasks.inspect_tasks.record import line_messages, recorded
-from persona_tasks.metrics import dialogue_score
+from persona_tasks.metrics import CHANCE, dialogue_score, floor_score
 from persona_tasks.monitors import monitor
 from persona_tasks.protocol.asks import Answer, Ask
 from persona_tasks.protocol.judging import judge
 from persona_tasks.protocol.prompts import prompts_hash
-from persona_tasks.transcript import Judged, Metric, Transcript, Verdict
+from persona_tasks.transcript import Metric, Transcript, Verdict
 
 logger = getLogger(__name__)
 
 CLUSTERED: list[InspectMetric] = [mean(), stderr(cluster="persona_id"), ci(cluster="persona_id")]
-OPTIONS = 5
 MARKS = {"consistent": "consistent", "contradicts": "**contradicts**", "unparsed": "unparsed"}
 
 
@@ -71,12 +70,15 @@ def qa(resume: bool = False) -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         verdicts, metadata = await _judged(state, "qa", resume)
         score = _score(state, "qa", [v for v in verdicts if v.metric == "qa"], metadata)
-        right = sum(v.outcome == "consistent" for v in verdicts if v.metric == "qa_without_persona")
-        asked = sum(v.metric == "qa_without_persona" for v in verdicts)
-        # An answer that says none of the options is no better than a wrong one where nothing could be known.
-        floor = right / asked if asked else float("nan")
-        value = score.value if isinstance(score.value, float) else float("nan")
-        score.value = {"qa": value, "qa_without_persona": floor, "qa_chance": 1 / OPTIONS if asked else float("nan")}
+        guessed = [verdict for verdict in verdicts if verdict.metric == "qa_without_persona"]
+        floor = floor_score(guessed)
+        nothing = float("nan")
+        score.metadata = {**(score.metadata or {}), "verdicts": [v.model_dump(exclude_defaults=True) for v in verdicts]}
+        score.value = {
+            "qa": score.value if isinstance(score.value, float) else nothing,
+            "qa_without_persona": nothing if floor is None else floor,
+            "qa_chance": CHANCE if guessed else nothing,
+        }
         return score
 
     return score
@@ -126,7 +128,7 @@ def _score(state: TaskState, metric: Metric, verdicts: list[Verdict], metadata: 
     table = "\n".join(
         ["| turn | verdict | said | why |", "|---|---|---|---|", *(_row(transcript, v, cites) for v in verdicts)]
     )
-    value = dialogue_score(Judged(transcript=transcript, verdicts=verdicts), metric).score
+    value = dialogue_score(verdicts)
     if value is None:
         explanation = f"{unparsed} of {len(verdicts)} verdicts could not be read: no score.\n\n{table}"
         return Score.unscored(reason="grader_failed", explanation=explanation, metadata=metadata)

@@ -1,0 +1,399 @@
+"""A small generation engine: continuous batching, prefixes computed once, results that don't depend on the batch.
+
+    engine = Engine.load("smollm2-135m")
+    prompt = engine.chat.ids([{"role": "system", "content": "You are Mina."}, {"role": "user", "content": "Hi"}])
+    [completion] = engine.generate([Request(prompt, max_tokens=40)])
+
+Requests join the running batch at its next step and leave it when they are done, so nobody waits for a batch to fill
+or to end. Keys and values are kept after a request: a prompt that starts like an earlier one (a dialogue's next turn, a
+probe on a fork, a judge's prompt about the same persona) costs its new tokens only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+from typing import Any, Literal
+
+import anyio.to_thread
+import numpy as np
+import torch
+from torch import Tensor
+
+from .attention import NAME, ROWS, Chunk, make_plan
+from .chat import Chat
+from .kv import Ids, KeyValueStore, PrefixCache, TokenSequence
+from .limits import ModelShape, default_kv_bytes
+from .sampling import TokenLogprob, random_source, sample, token_logprob
+
+StopReason = Literal["stop", "max_tokens", "model_length"]
+
+DEFAULT_MAX_TOKENS = 2048  # for requests that name no limit; a small model that repeats itself never ends
+IDLE_SECONDS = 5.0  # the worker thread ends when there is nothing to do for so long, and is started again on demand
+
+
+class ContextOverflow(ValueError):
+    """The prompt and what may be generated don't fit the context. Never truncated: that would cut off the persona."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to continue it.
+
+    Attributes:
+        prompt: Token ids, as `Engine.chat` renders them.
+        max_tokens: At most so many are generated; None for as many as the context leaves, up to `DEFAULT_MAX_TOKENS`.
+        temperature: 0 takes the likeliest token.
+        top_p, top_k: Truncate what is sampled from; None or 0 for no limit.
+        seed: With a seed, the same prompt gets the same completion, whatever else runs; None is random.
+        stop: Texts that end the completion; they are not part of it.
+        logprobs: None for none, 0 for those of the chosen tokens, k for the k likeliest tokens with each of them.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was generated.
+
+    Attributes:
+        text: Without special tokens, and without the stop sequence that ended it.
+        ids: All generated tokens, the one that ended it included.
+        stop_reason: "stop" for the end token or a stop sequence, "model_length" if the context is full.
+        reused_tokens: Of `prompt_tokens`, those whose keys and values were there already.
+        logprobs: One for each of `ids`, if asked for.
+        seconds: From submission to the end.
+    """
+
+    text: str
+    ids: list[int]
+    stop_reason: StopReason
+    prompt_tokens: int
+    reused_tokens: int
+    logprobs: list[TokenLogprob] | None
+    seconds: float
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class Stats:
+    """Counts since the engine was made. Prompt tokens are either reused or computed."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    computed_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way through the engine."""
+
+    request: Request
+    prompt: Ids
+    limit: int
+    limited_by_context: bool
+    future: Future[Completion] = field(default_factory=Future)
+    started: float = field(default_factory=time.monotonic)
+    sequence: TokenSequence | None = None
+    leader: TokenSequence | None = None
+    shared: int = 0
+    reused: int = 0
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random_source(self.request.seed, self.prompt)
+
+
+class Engine:
+    """Generates with one model. All methods may be called from any thread.
+
+    Args:
+        model: A decoder-only transformers model. The engine takes it over: its attention is replaced.
+        tokenizer: Its tokenizer.
+        kv_bytes: Memory for keys and values of running and kept sequences. Default: 2 GiB on a CPU (taken only when
+            used), half of what is free on a GPU.
+        max_active: At most so many requests are computed at a time; more wait.
+        chunk: At most so many tokens per forward pass; longer prompts take several, so that others are not held up.
+        reuse: Keep keys and values for later prompts.
+
+    Raises:
+        UnsupportedModel: The model needs a kind of attention or of positions that the engine does not have.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        kv_bytes: int | None = None,
+        max_active: int = 64,
+        chunk: int | None = None,
+        reuse: bool = True,
+    ) -> None:
+        self.shape = ModelShape.of(model.config)
+        self.model, self.tokenizer = model.eval(), tokenizer
+        model.set_attn_implementation(NAME)
+        self.chat = Chat(tokenizer)
+        self.stats = Stats()
+        self.eos = _end_tokens(model, tokenizer)
+        self.max_active = max_active
+        self.chunk = chunk or (512 if model.device.type == "cpu" else 4096)
+        self.reuse = reuse
+        token_bytes = self.shape.bytes_per_token(model.dtype)
+        slots = (kv_bytes or default_kv_bytes(model.device)) // token_bytes
+        self.store = KeyValueStore(
+            self.shape.layers, self.shape.kv_heads, self.shape.head_dim, slots, model.dtype, model.device
+        )
+        self.max_length = min(self.shape.max_length, self.store.slots)
+        self.cache = PrefixCache(self.store)
+        self._inbox: list[Job] = []
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._wake = Condition()
+        self._thread: Thread | None = None
+
+    @classmethod
+    def load(cls, name: str = "smollm2-135m", dtype: str = "bfloat16", device: str | None = None, **options: Any) -> Engine:
+        """Load an embedded model, or a folder; see `weights.load_model`."""
+        from .weights import load_model
+
+        return cls(*load_model(name, dtype, device), **options)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Complete all requests, and wait for them.
+
+        Raises:
+            ContextOverflow: One of them doesn't fit the context; nothing has been computed then.
+        """
+        futures = self._submit([self._job(request) for request in requests])
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+    def submit(self, request: Request) -> Future[Completion]:
+        """Hand in a request; it joins the batch at the next step. Cancelling the future takes it out again.
+
+        Raises:
+            ContextOverflow: It doesn't fit the context.
+        """
+        return self._submit([self._job(request)])[0]
+
+    async def complete(self, request: Request) -> Completion:
+        """Complete one request without blocking the event loop, asyncio's or trio's.
+
+        Raises:
+            ContextOverflow: It doesn't fit the context.
+        """
+        future = self.submit(request)
+        try:
+            # a limiter of its own: anyio's default one would hold back all but 40 concurrent requests
+            limiter = anyio.CapacityLimiter(1)
+            return await anyio.to_thread.run_sync(future.result, limiter=limiter, abandon_on_cancel=True)
+        finally:
+            future.cancel()
+
+    def _job(self, request: Request) -> Job:
+        room = self.max_length - len(request.prompt)
+        limit = request.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+        if not request.prompt or (request.max_tokens is not None and request.max_tokens < 1):
+            raise ValueError("a request needs a prompt and at least one token to generate")
+        if room < max(limit, 1):
+            raise ContextOverflow(
+                f"{len(request.prompt)} prompt tokens and {max(limit, 1)} to generate are more than the "
+                f"{self.max_length} tokens of the model's context"
+            )
+        return Job(request, np.array(request.prompt, np.int32), limit, request.max_tokens is None and limit == room)
+
+    def _submit(self, jobs: list[Job]) -> list[Future[Completion]]:
+        with self._wake:
+            self._inbox += jobs
+            self._wake.notify()
+            if self._thread is None and jobs:
+                self._thread = Thread(target=self._work, name="persona-engine", daemon=True)
+                self._thread.start()
+        return [job.future for job in jobs]
+
+    def _work(self) -> None:
+        """The worker thread: the only one that touches the model, the cache and running jobs."""
+        with torch.inference_mode():
+            while True:
+                with self._wake:
+                    busy = self._waiting or self._running
+                    if not busy and not self._wake.wait_for(lambda: bool(self._inbox), IDLE_SECONDS):
+                        self._thread = None
+                        return
+                    self._waiting += self._inbox
+                    self._inbox.clear()
+                try:
+                    self._step()
+                except Exception as error:  # out of memory, a model we don't support: those in the batch fail
+                    for job in list(self._running):
+                        self._leave(job)
+                        _resolve(job.future, error)
+
+    def _step(self) -> None:
+        for job in [job for job in self._running if job.future.cancelled()]:
+            self._leave(job)
+        self._admit()
+        budget = self.chunk
+        batch: list[tuple[Job, TokenSequence, int]] = []
+        sequences = [(job, job.sequence) for job in self._running if job.sequence is not None]
+        # those that generate go first, they need one token each; what is left of the budget is for prompts
+        for job, sequence in sorted(sequences, key=lambda pair: not pair[0].ids):
+            if (count := min(sequence.length - sequence.computed, budget)) > 0:
+                batch.append((job, sequence, count))
+                budget -= count
+        if not batch:
+            return
+        logits = self._forward([(sequence, count) for _, sequence, count in batch])
+        self.stats.steps += 1
+        ready = []
+        for job, sequence, count in batch:
+            sequence.computed += count
+            if not job.ids:
+                self.stats.computed_tokens += count
+            if sequence.computed == sequence.length:
+                ready.append(job)
+        likeliest = logits.argmax(-1).tolist()
+        for job, row, best in zip(ready, logits, likeliest, strict=True):
+            self._advance(job, row, best)
+
+    def _admit(self) -> None:
+        """Start waiting requests, each with the longest prefix there is. Where a running one is about to compute more
+        of it, wait for that: of many prompts that share a prefix, one computes it."""
+        blocked: list[Job] = []
+        while self._waiting and len(self._running) < self.max_active:
+            job = self._waiting.popleft()
+            if job.future.cancelled():
+                continue
+            if job.leader in self.cache.active and job.leader.computed < job.shared:
+                blocked.append(job)
+                continue
+            match = self.cache.match(job.prompt, self.reuse)
+            job.leader, job.shared = match.leader, match.soon
+            if match.leader is not None:
+                blocked.append(job)
+                continue
+            sequence = self.cache.open(job.prompt, len(job.prompt) + job.limit, match)
+            if sequence is None:  # no memory until another one is done; first come, first served
+                blocked.append(job)
+                break
+            job.sequence, job.reused = sequence, sequence.computed
+            self._running.append(job)
+            self.stats.requests += 1
+            self.stats.prompt_tokens += len(job.prompt)
+            self.stats.reused_tokens += job.reused
+        self._waiting.extendleft(reversed(blocked))
+
+    def _forward(self, new: list[tuple[TokenSequence, int]]) -> Tensor:
+        """Compute `count` more tokens of each sequence.
+
+        Returns:
+            ``[sequences that are complete now, vocabulary]``, float32: the logits after their last tokens.
+        """
+        chunks = [Chunk(sequence.span, sequence.computed, count) for sequence, count in new]
+        total = sum(chunk.count for chunk in chunks)
+        padding = -total % ROWS
+        ids = np.concatenate([s.ids[s.computed : s.computed + count] for s, count in new] + [np.zeros(padding, np.int32)])
+        positions = np.concatenate(
+            [np.arange(chunk.first, chunk.first + chunk.count) for chunk in chunks] + [np.zeros(padding, np.int64)]
+        )
+        ends = np.cumsum([count for _, count in new]) - 1
+        last = [int(end) for end, (s, count) in zip(ends, new, strict=True) if s.computed + count == s.length]
+        kept = last + last[:1] * (-len(last) % ROWS)
+        device, dtype = self.model.device, self.model.dtype
+        out = self.model(
+            input_ids=torch.from_numpy(ids).to(device, torch.long)[None],
+            position_ids=torch.from_numpy(positions).to(device)[None],
+            use_cache=False,
+            logits_to_keep=torch.tensor(kept, dtype=torch.long, device=device),
+            packed=make_plan(self.store, chunks, self.shape.group, dtype, total + padding),
+        )
+        logits: Tensor = out.logits[0, : len(last)].float()
+        return logits
+
+    def _advance(self, job: Job, logits: Tensor, likeliest: int) -> None:
+        """Give a job its next token."""
+        request, token = job.request, likeliest
+        if request.temperature > 0:
+            token = sample(logits, request.temperature, request.top_p, request.top_k, job.random.random())
+        job.ids.append(token)
+        self.stats.generated_tokens += 1
+        if request.logprobs is not None:
+            job.logprobs.append(token_logprob(logits, token, request.logprobs, self.tokenizer))
+        if token in self.eos:
+            self._finish(job, self._text(job.ids[:-1]), "stop")
+        elif (text := self._stopped(job)) is not None:
+            self._finish(job, text, "stop")
+        elif len(job.ids) == job.limit:
+            self._finish(job, self._text(job.ids), "model_length" if job.limited_by_context else "max_tokens")
+        elif job.sequence is not None:
+            job.sequence.ids[job.sequence.length] = token
+            job.sequence.length += 1
+
+    def _stopped(self, job: Job) -> str | None:
+        """The text before the first stop sequence, if there is one."""
+        if not job.request.stop:
+            return None
+        # a token has at least one byte and a character at most four: no need to decode everything at each step
+        tail = self._text(job.ids[-4 * max(map(len, job.request.stop)) - 4 :])
+        if not any(stop in tail for stop in job.request.stop):
+            return None
+        text = self._text(job.ids)
+        cuts = [position for stop in job.request.stop if (position := text.find(stop)) >= 0]
+        return text[: min(cuts)] if cuts else None
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _finish(self, job: Job, text: str, reason: StopReason) -> None:
+        self._leave(job)
+        logprobs = job.logprobs if job.request.logprobs is not None else None
+        seconds = time.monotonic() - job.started
+        completion = Completion(text, job.ids, reason, len(job.prompt), job.reused, logprobs, seconds)
+        _resolve(job.future, completion)
+
+    def _leave(self, job: Job) -> None:
+        self._running.remove(job)
+        if job.sequence is not None:
+            self.cache.close(job.sequence, self.reuse)
+
+
+def _resolve(future: Future[Completion], result: Completion | Exception) -> None:
+    """Set a future's result unless it has been cancelled, which can happen at any moment."""
+    try:
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+    except InvalidStateError:
+        pass
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a completion, as `model.generate` and the tokenizer know them."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)

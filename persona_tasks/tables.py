@@ -1,0 +1,127 @@
+"""What the command line prints: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import IO
+
+from pydantic import BaseModel
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from persona_tasks.metrics import Interval
+from persona_tasks.personas import Persona
+from persona_tasks.scoring import Group, MetricSummary, Summary
+
+NOTHING = "–"
+METRIC_COLUMNS = ("score", "95 %", "n", "personas", "unparsed", "withheld", "slope/turn", "half-life")
+
+
+def show(
+    result: BaseModel | Sequence[BaseModel], as_json: bool, *tables: Table | str, file: IO[str] | None = None
+) -> None:
+    """Print a result as JSON, or its tables: framed on a terminal, plain columns in a pipe or a file.
+
+    Args:
+        result: What `as_json` prints.
+        as_json: Print `result`, not the tables.
+        tables: What people see, one after the other.
+        file: Where to; standard output if not given.
+    """
+    if as_json:
+        one = isinstance(result, BaseModel)
+        data = [item.model_dump(mode="json") for item in ([result] if one else result)]
+        print(json.dumps(data[0] if one else data, indent=2, ensure_ascii=False, allow_nan=False), file=file)
+        return
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=file, highlight=False, width=200, no_color=True)  # a pipe has no width to wrap at
+    for table in tables:
+        if isinstance(table, Table) and not console.is_terminal:
+            table.box = None
+        console.print(table, markup=False)
+
+
+def summary_tables(summary: Summary) -> list[Table | str]:
+    """A table of the metrics, one of the monitors, and the notes; with rows for each scenario if there are several."""
+    groups = {"all": summary.overall}
+    if len(summary.scenarios) > 1:
+        groups |= summary.scenarios
+    scores = _table("dialogues", "metric", *METRIC_COLUMNS)
+    for name, group in groups.items():
+        for row in _metric_rows(group):
+            scores.add_row(name, *row)
+        scores.add_section()
+    monitors = _table("dialogues", "count", *(name.replace("_", " ") for name in summary.overall.monitors))
+    for name, group in groups.items():
+        monitors.add_row(name, str(group.dialogues), *(_number(value, 2) for value in group.monitors.values()))
+    return [scores, monitors, *(f"note: {note}" for note in summary.notes)]
+
+
+def personas_table(personas: Sequence[Persona]) -> Table:
+    """One row per persona."""
+    table = Table("id", "name", "scenario", "split", "facts", "questions", box=box.SIMPLE_HEAD)
+    for persona in personas:
+        counts = (str(len(persona.facts)), str(len(persona.questions)))
+        table.add_row(persona.id, persona.name, persona.scenario, persona.split, *counts)
+    return table
+
+
+def persona_page(persona: Persona) -> str:
+    """Everything about one persona, as text."""
+    facts = [f"  {fact.attribute}: {fact.value}" for fact in persona.facts]
+    traits = [f"  {trait.name}: {trait.behaviour} (guards against {trait.guards_against})" for trait in persona.traits]
+    questions = [f"  {q.question} {q.options[q.answer]}" for q in persona.questions]
+    head = f"{persona.name} ({persona.id}, {persona.split})"
+    topic = [f"Topic: {persona.topic}"] if persona.topic else []
+    parts = ([head, *topic], [persona.description], ["Facts", *facts], ["Traits", *traits], ["Questions", *questions])
+    return "\n\n".join("\n".join(part) for part in parts if len(part) > 1 or part[0] not in ("Traits", "Questions"))
+
+
+def _metric_rows(group: Group) -> list[list[str]]:
+    rows = []
+    for name, metric in group.metrics.items():
+        if metric.asked:
+            rows.append([name, *_metric_cells(metric)])
+        if name == "qa" and group.qa_without_persona is not None:
+            rows.append(["  without persona", _number(group.qa_without_persona)])
+        if name == "qa" and group.qa_chance is not None:
+            rows.append(["  chance", _number(group.qa_chance)])
+    return rows
+
+
+def _metric_cells(metric: MetricSummary) -> list[str]:
+    slope = NOTHING if metric.slope is None else f"{metric.slope:+.4f}"
+    half_life = NOTHING if metric.half_life is None else str(metric.half_life)
+    return [
+        "withheld" if metric.score is None else _number(metric.score),
+        _interval(metric.ci),
+        str(metric.n),
+        str(metric.clusters),
+        NOTHING if metric.unparsed is None else f"{100 * metric.unparsed:.1f} %",
+        str(metric.withheld),
+        f"{slope} {_interval(metric.slope_ci, '+.4f')}",
+        f"{half_life} {_interval(metric.half_life_ci, '.0f')}",
+    ]
+
+
+def _table(*columns: str) -> Table:
+    """The first two columns name the row, the others hold numbers."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < 2 else "right")
+    return table
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def _interval(interval: Interval | None, form: str = ".3f") -> str:
+    """[low, high]; an open end is ∞."""
+    if interval is None:
+        return ""
+    low, high = interval
+    return f"{'(-∞' if low is None else f'[{low:{form}}'}, {'∞)' if high is None else f'{high:{form}}]'}"
