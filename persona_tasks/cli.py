@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn, Optional
 
 import typer
 
@@ -49,7 +49,7 @@ def personas(
         loaded = load_bank(str(bank) if bank else None)
         if persona_id:
             persona = loaded.persona(persona_id)
-            show([persona], as_json, persona_page(persona))
+            show(persona, as_json, persona_page(persona))
         else:
             chosen = loaded.select(scenario, split)
             show(chosen, as_json, personas_table(chosen))
@@ -73,8 +73,17 @@ def score(
 
         persona-tasks score dialogues.json --format consistent-llms --speaker 2 --json
     """
+    from persona_tasks.scoring import score_file
+    from persona_tasks.tables import show, summary_tables
+    from persona_tasks.transcript import TranscriptError
+
+    try:
+        summary = score_file(files, format=format, speaker=speaker, parse=parse)
+    except (TranscriptError, OSError, ValueError) as error:
+        _fail(error)
+    show(summary, as_json, *summary_tables(summary))
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     typer.echo(f"persona-tasks: {error}", err=True)
     sys.exit(2)

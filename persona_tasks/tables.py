@@ -31,9 +31,10 @@ def show(
         file: Where to; standard output if not given.
     """
     if as_json:
-        one = isinstance(result, BaseModel)
-        data = [item.model_dump(mode="json") for item in ([result] if one else result)]
-        print(json.dumps(data[0] if one else data, indent=2, ensure_ascii=False, allow_nan=False), file=file)
+        single = isinstance(result, BaseModel)
+        records = [result] if isinstance(result, BaseModel) else result
+        data = [record.model_dump(mode="json") for record in records]
+        print(json.dumps(data[0] if single else data, indent=2, ensure_ascii=False, allow_nan=False), file=file)
         return
     console = Console(file=file, highlight=False)
     if not console.is_terminal:
@@ -111,7 +112,7 @@ def _table(*columns: str) -> Table:
     """The first two columns name the row, the others hold numbers."""
     table = Table(box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < 2 else "right")
+        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=number < 3)
     return table
 
 

@@ -27,6 +27,10 @@ def verdicts_of(sample, metric) -> list[Verdict]:
     return [Verdict.model_validate(v) for v in sample.scores[metric].metadata["verdicts"]]
 
 
+def is_model_call(item) -> bool:
+    return getattr(getattr(item, "event", None), "event", "") == "model"
+
+
 @pytest.mark.parametrize("partner", ["scripted", "model"])
 def test_inspect_and_lockstep_give_the_same_transcripts_and_scores(tmp_path, partner):
     with ChatServer(everybody) as server:
@@ -71,7 +75,8 @@ def test_forks_leave_no_trace_and_are_drawn_as_branches(tmp_path):
     assert [m.role for m in sample.messages] == ["system"] + ["user", "assistant"] * 4
     assert len(probes) == 4 * 8 and sample.turn_count == 4
     [timeline] = sample.timelines
-    assert [len(branch.content) for branch in timeline.root.branches] == [8, 8, 8, 8]
+    branches = [[item for item in branch.content if is_model_call(item)] for branch in timeline.root.branches]
+    assert [len(calls) for calls in branches] == [8, 8, 8, 8]
 
 
 def test_verdicts_link_to_the_lines_and_say_who_judged(tmp_path):
@@ -170,7 +175,7 @@ def test_a_full_context_ends_the_dialogue_and_scores_what_was_said(tmp_path):
     transcript = transcript_of(sample)
     assert len(transcript.turns) == 2 and transcript.ended == "simulator, turn 3: the context window is full"
     assert sample.metadata["ended"] == transcript.ended
-    assert [m.role for m in sample.messages][-1] == "assistant"
+    assert [m.role for m in sample.messages].count("assistant") == 2, "nothing was said in turn 3"
     assert not math.isnan(sample.scores["prompt_to_line"].value)
 
 

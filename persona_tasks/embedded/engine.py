@@ -248,10 +248,13 @@ class Engine:
                     self._inbox.clear()
                 try:
                     self._step()
-                except Exception as error:  # out of memory, a model we don't support: those in the batch fail
+                except Exception as error:  # out of memory, a model we don't support: nobody must wait forever
                     for job in list(self._running):
                         self._leave(job)
                         _resolve(job.future, error)
+                    for job in self._waiting:
+                        _resolve(job.future, error)
+                    self._waiting.clear()
 
     def _step(self) -> None:
         for job in [job for job in self._running if job.future.cancelled()]:
@@ -283,29 +286,25 @@ class Engine:
     def _admit(self) -> None:
         """Start waiting requests, each with the longest prefix there is. Where a running one is about to compute more
         of it, wait for that: of many prompts that share a prefix, one computes it."""
-        blocked: list[Job] = []
-        while self._waiting and len(self._running) < self.max_active:
-            job = self._waiting.popleft()
-            if job.future.cancelled():
-                continue
-            if job.leader in self.cache.active and job.leader.computed < job.shared:
-                blocked.append(job)
+        for job in list(self._waiting):
+            if len(self._running) == self.max_active:
+                return
+            if job.leader in self.cache.active and job.leader.computed < job.shared and not job.future.cancelled():
                 continue
             match = self.cache.match(job.prompt, self.reuse)
             job.leader, job.shared = match.leader, match.soon
-            if match.leader is not None:
-                blocked.append(job)
+            if job.leader is not None and not job.future.cancelled():
                 continue
-            sequence = self.cache.open(job.prompt, len(job.prompt) + job.limit, match)
-            if sequence is None:  # no memory until another one is done; first come, first served
-                blocked.append(job)
-                break
-            job.sequence, job.reused = sequence, sequence.computed
-            self._running.append(job)
-            self.stats.requests += 1
-            self.stats.prompt_tokens += len(job.prompt)
-            self.stats.reused_tokens += job.reused
-        self._waiting.extendleft(reversed(blocked))
+            if not job.future.cancelled():
+                job.sequence = self.cache.open(job.prompt, len(job.prompt) + job.limit, match)
+                if job.sequence is None:  # no memory until another one is done; first come, first served
+                    return
+                job.reused = job.sequence.computed
+                self._running.append(job)
+                self.stats.requests += 1
+                self.stats.prompt_tokens += len(job.prompt)
+                self.stats.reused_tokens += job.reused
+            self._waiting.remove(job)
 
     def _forward(self, new: list[tuple[TokenSequence, int]]) -> Tensor:
         """Compute `count` more tokens of each sequence.
