@@ -6,7 +6,7 @@ import pytest
 from inspect_ai import score
 
 from persona_tasks.inspect_tasks.scorers import line_to_line, prompt_to_line, qa
-from persona_tasks.inspect_tasks.tasks import drift, metric_names, probe_turns
+from persona_tasks.inspect_tasks.tasks import drift, metric_names
 from persona_tasks.metrics import dialogue_score
 from persona_tasks.personas import load_bank
 from persona_tasks.protocol.asks import Ask
@@ -14,6 +14,7 @@ from persona_tasks.protocol.judging import judge
 from persona_tasks.protocol.lockstep import lockstep
 from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.play import play
+from persona_tasks.protocol.probes import probe_turns
 from persona_tasks.transcript import METRICS, Transcript, Verdict
 from tests.chat_server import RATE_LIMIT, SERVER_ERROR, ChatServer, Reply, Request, failing_first
 from tests.inspect_runs import TEST_IDS, everybody, model_at, run, scores, verdict, with_judge

@@ -12,7 +12,6 @@ probe on a fork, a judge's prompt about the same persona) costs its new tokens o
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -166,7 +165,7 @@ class Engine:
         self.max_length = min(self.shape.max_length, self.store.slots)
         self.cache = PrefixCache(self.store)
         self._inbox: list[Job] = []
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
         self._running: list[Job] = []
         self._wake = Condition()
         self._thread: Thread | None = None
@@ -259,6 +258,7 @@ class Engine:
     def _step(self) -> None:
         for job in [job for job in self._running if job.future.cancelled()]:
             self._leave(job)
+        self._waiting = [job for job in self._waiting if not job.future.cancelled()]
         self._admit()
         budget = self.chunk
         batch: list[tuple[Job, TokenSequence, int]] = []
@@ -289,22 +289,21 @@ class Engine:
         for job in list(self._waiting):
             if len(self._running) == self.max_active:
                 return
-            if job.leader in self.cache.active and job.leader.computed < job.shared and not job.future.cancelled():
+            if job.leader in self.cache.active and job.leader.computed < job.shared:
                 continue
             match = self.cache.match(job.prompt, self.reuse)
             job.leader, job.shared = match.leader, match.soon
-            if job.leader is not None and not job.future.cancelled():
+            if job.leader is not None:
                 continue
-            if not job.future.cancelled():
-                job.sequence = self.cache.open(job.prompt, len(job.prompt) + job.limit, match)
-                if job.sequence is None:  # no memory until another one is done; first come, first served
-                    return
-                job.reused = job.sequence.computed
-                self._running.append(job)
-                self.stats.requests += 1
-                self.stats.prompt_tokens += len(job.prompt)
-                self.stats.reused_tokens += job.reused
+            job.sequence = self.cache.open(job.prompt, len(job.prompt) + job.limit, match)
+            if job.sequence is None:  # no memory until another one is done; first come, first served
+                return
+            job.reused = job.sequence.computed
             self._waiting.remove(job)
+            self._running.append(job)
+            self.stats.requests += 1
+            self.stats.prompt_tokens += len(job.prompt)
+            self.stats.reused_tokens += job.reused
 
     def _forward(self, new: list[tuple[TokenSequence, int]]) -> Tensor:
         """Compute `count` more tokens of each sequence.

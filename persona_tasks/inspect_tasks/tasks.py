@@ -23,6 +23,7 @@ from persona_tasks.inspect_tasks.driver import LINE_TOKENS
 from persona_tasks.inspect_tasks.scorers import line_to_line, monitors, prompt_to_line, qa
 from persona_tasks.personas import Persona, load_bank
 from persona_tasks.protocol.partners import make_partner
+from persona_tasks.protocol.probes import probe_turns
 from persona_tasks.protocol.prompts import persona_text
 from persona_tasks.transcript import METRICS, Metric, ProbeMode, Transcript
 
@@ -148,26 +149,6 @@ def transcripts(
         tags=["persona", "simulated user", "multi-turn"],
         description="Did these simulated users stay the people they were told to be?",
     )
-
-
-def probe_turns(probes: str | int | list[int | str], turns: int) -> list[int] | None:
-    """The turns after which questions are asked; None for the default, [] for never.
-
-    Raises:
-        ValueError: A turn is not a number from 1 to `turns`.
-    """
-    if probes == "default":
-        return None
-    if probes in ("none", [], ""):
-        return []
-    wanted = probes if isinstance(probes, list) else str(probes).split(",")
-    try:
-        numbers = sorted({int(turn) for turn in wanted})
-    except ValueError:
-        raise ValueError(f"probes={probes!r}: give turns such as 1,4,8, or `default`, or `none`") from None
-    if numbers[0] < 1 or numbers[-1] > turns:
-        raise ValueError(f"probes={probes!r}: the turns must lie between 1 and {turns}")
-    return numbers
 
 
 def metric_names(metrics: str | list[str]) -> tuple[Metric, ...]:
