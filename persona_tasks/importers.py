@@ -232,11 +232,12 @@ def _read_inspect(path: Path, simulator_role: str) -> list[Judged]:
     if not log.samples:
         raise TranscriptError(f"{path}: the log holds no samples (status {log.status})")
     records = []
+    ours = any(OUR_STORE_KEY in sample.store for sample in log.samples)
     for sample in log.samples:
         with _naming(f"{path}, sample {sample.id} epoch {sample.epoch}"):
-            if OUR_STORE_KEY not in sample.store:
+            if not ours:
                 records.append(_from_sample(sample, log.eval.task, simulator_role))
-            elif sample.store[OUR_STORE_KEY] is not None:  # None: the sample failed before anything was said
+            elif sample.store.get(OUR_STORE_KEY) is not None:  # else it failed before anything was said
                 records.append(_from_our_sample(sample))
     _check_anything_said(records, path, simulator_role)
     return records

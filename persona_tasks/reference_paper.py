@@ -182,8 +182,9 @@ def yes_in_any_case(text: str | None) -> bool | None:
 
 
 def first_list(text: str) -> list[int]:
-    """Authors' line_to_line: the first list of indices in the answer, the empty one if there is none."""
-    return next(iter(index_lists(text)), [])
+    """Authors' line_to_line: what stands in the first brackets; no conflict if that is no list or there are none."""
+    brackets = re.search(r"\[[^\[\]]*\]", text)
+    return next(iter(index_lists(brackets[0])), []) if brackets else []
 
 
 def pair_averaged_line_to_line(judged: Judged) -> float | None:

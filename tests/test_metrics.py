@@ -25,6 +25,7 @@ from persona_tasks.metrics import (
     outcome_grid,
     paired_difference,
 )
+from persona_tasks.reference_paper import pair_averaged_line_to_line
 from persona_tasks.scoring import Summary, aggregate, summarise
 from persona_tasks.tables import show, summary_tables
 from persona_tasks.transcript import Judged, Metric, Outcome, Probe, Transcript, Turn, Verdict
@@ -75,6 +76,15 @@ def random_rows(count: int, turns: int, seed: int, unparsed: float = 0.1) -> lis
 )
 def test_dialogue_score(signs: str, score: float | None) -> None:
     assert dialogue_score(judged(signs).verdicts) == (None if score is None else pytest.approx(score))
+
+
+def test_worked_example_of_the_docs() -> None:
+    assert dialogue_score(judged("cccx").verdicts) == pytest.approx(0.75)
+    record = judged(".cxx", metric="line_to_line")
+    record.verdicts[1].conflicts, record.verdicts[2].conflicts = [2], [1]
+    assert dialogue_score(record.verdicts) == pytest.approx(1 / 3)
+    assert pair_averaged_line_to_line(record) == pytest.approx(2 / 3)
+    assert dialogue_score(judged(".c?x", metric="line_to_line").verdicts) == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -397,17 +407,8 @@ def test_paired_interval_equals_a_plain_loop() -> None:
     found = paired_difference(before, after, "prompt_to_line", resamples=300, seed=3)
     gains, reductions = [], []
     for weight in bootstrap_weights([f"p{n}" for n in range(6)], resamples=300, seed=3):
-        a, b = (
-            np.mean(
-                [
-                    dialogue_score(records[2 * p + i].verdicts)
-                    for p in range(6)
-                    for i in (0, 1)
-                    for _ in range(int(weight[p]))
-                ]
-            )
-            for records in (before, after)
-        )
+        drawn = [d for d in range(12) for _ in range(int(weight[d // 2]))]
+        a, b = (np.mean([dialogue_score(records[d].verdicts) for d in drawn]) for records in (before, after))
         gains.append(b - a)
         reductions.append(1 - (1 - b) / (1 - a))
     assert found.absolute_ci == pytest.approx(interval(np.array(gains)))

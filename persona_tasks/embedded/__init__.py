@@ -1,0 +1,1 @@
+"""Models that run on this machine without a network: weights, a generation engine, an Inspect provider."""

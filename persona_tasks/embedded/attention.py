@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from .kv import BLOCK, KeyValueStore, Span
-from .limits import UnsupportedModel
+from persona_tasks.embedded.kv import BLOCK, KeyValueStore, Span
+from persona_tasks.embedded.limits import UnsupportedModel
 
 NAME = "persona_tasks_packed"
 ROWS = 4  # MKL's float32 products have other kernels for the last 1 to 3 rows; bfloat16 has none, and 4 are no slower
@@ -159,7 +159,7 @@ def packed_attention(
     if unknown := [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]:
         raise UnsupportedModel(f"the model's attention uses {unknown[0]}, which the engine does not have")
     store = packed.store
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    layer: int = module.layer_idx
     kv_heads, head_dim = store.kv_heads, store.head_dim
     if key.shape[1] != kv_heads or key.shape[3] != head_dim or value.shape[3] != head_dim:
         raise UnsupportedModel(f"layer {layer} has keys {tuple(key.shape)}, not {kv_heads} heads of {head_dim}")

@@ -11,115 +11,34 @@ probe on a fork, a judge's prompt about the same persona) costs its new tokens o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
-from threading import Condition, Thread
-from typing import Any, Literal
+from threading import Condition, Lock, Thread
+from typing import Any
 
 import anyio.to_thread
 import numpy as np
 import torch
 from torch import Tensor
 
-from .attention import NAME, ROWS, Chunk, make_plan
-from .chat import Chat
-from .kv import Ids, KeyValueStore, PrefixCache, TokenSequence
-from .limits import ModelShape, default_kv_bytes
-from .sampling import TokenLogprob, random_source, sample, token_logprob
+from persona_tasks.embedded.attention import NAME, ROWS, Chunk, make_plan
+from persona_tasks.embedded.chat import Chat
+from persona_tasks.embedded.job import Job
+from persona_tasks.embedded.kv import KeyValueStore, PrefixCache, TokenSequence
+from persona_tasks.embedded.limits import ModelShape, UnsupportedModel, default_kv_bytes
+from persona_tasks.embedded.request import (
+    DEFAULT_MAX_TOKENS,
+    Completion,
+    ContextOverflow,
+    Request,
+    Stats,
+)
+from persona_tasks.embedded.sampling import TokenLogprob
+from persona_tasks.embedded.weights import DEFAULT, load_model, weights_version
 
-StopReason = Literal["stop", "max_tokens", "model_length"]
+__all__ = ["Completion", "ContextOverflow", "Engine", "Request", "Stats", "TokenLogprob", "UnsupportedModel"]
 
-DEFAULT_MAX_TOKENS = 2048  # for requests that name no limit; a small model that repeats itself never ends
 IDLE_SECONDS = 5.0  # the worker thread ends when there is nothing to do for so long, and is started again on demand
-
-
-class ContextOverflow(ValueError):
-    """The prompt and what may be generated don't fit the context. Never truncated: that would cut off the persona."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt and how to continue it.
-
-    Attributes:
-        prompt: Token ids, as `Engine.chat` renders them.
-        max_tokens: At most so many are generated; None for as many as the context leaves, up to `DEFAULT_MAX_TOKENS`.
-        temperature: 0 takes the likeliest token.
-        top_p, top_k: Truncate what is sampled from; None or 0 for no limit.
-        seed: With a seed, the same prompt gets the same completion, whatever else runs; None is random.
-        stop: Texts that end the completion; they are not part of it.
-        logprobs: None for none, 0 for those of the chosen tokens, k for the k likeliest tokens with each of them.
-    """
-
-    prompt: Sequence[int]
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was generated.
-
-    Attributes:
-        text: Without special tokens, and without the stop sequence that ended it.
-        ids: All generated tokens, the one that ended it included.
-        stop_reason: "stop" for the end token or a stop sequence, "model_length" if the context is full.
-        reused_tokens: Of `prompt_tokens`, those whose keys and values were there already.
-        logprobs: One for each of `ids`, if asked for.
-        seconds: From submission to the end.
-    """
-
-    text: str
-    ids: list[int]
-    stop_reason: StopReason
-    prompt_tokens: int
-    reused_tokens: int
-    logprobs: list[TokenLogprob] | None
-    seconds: float
-
-    @property
-    def completion_tokens(self) -> int:
-        return len(self.ids)
-
-
-@dataclass
-class Stats:
-    """Counts since the engine was made. Prompt tokens are either reused or computed."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    computed_tokens: int = 0
-    generated_tokens: int = 0
-    steps: int = 0
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way through the engine."""
-
-    request: Request
-    prompt: Ids
-    limit: int
-    limited_by_context: bool
-    future: Future[Completion] = field(default_factory=Future)
-    started: float = field(default_factory=time.monotonic)
-    sequence: TokenSequence | None = None
-    leader: TokenSequence | None = None
-    shared: int = 0
-    reused: int = 0
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.random = random_source(self.request.seed, self.prompt)
 
 
 class Engine:
@@ -171,11 +90,19 @@ class Engine:
         self._thread: Thread | None = None
 
     @classmethod
-    def load(cls, name: str = "smollm2-135m", dtype: str = "bfloat16", device: str | None = None, **options: Any) -> Engine:
-        """Load an embedded model, or a folder; see `weights.load_model`."""
-        from .weights import load_model
-
+    def load(cls, name: str = DEFAULT, dtype: str = "bfloat16", device: str | None = None, **options: Any) -> Engine:
+        """Load an embedded model, or a folder; see `weights.load_model`. The options are those of the class."""
         return cls(*load_model(name, dtype, device), **options)
+
+    @classmethod
+    def shared(cls, name: str = DEFAULT, dtype: str = "bfloat16", device: str | None = None) -> Engine:
+        """This process's engine for a model: loaded at the first call, and again if the weights have changed since."""
+        with _loading:
+            key, version = (name, dtype, device), weights_version(name)
+            if key not in _engines or _engines[key][0] != version:
+                _engines.pop(key, None)
+                _engines[key] = (version, cls.load(name, dtype, device))
+            return _engines[key][1]
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Complete all requests, and wait for them.
@@ -281,7 +208,10 @@ class Engine:
                 ready.append(job)
         likeliest = logits.argmax(-1).tolist()
         for job, row, best in zip(ready, logits, likeliest, strict=True):
-            self._advance(job, row, best)
+            self.stats.generated_tokens += 1
+            if (completion := job.take(row, best, self.tokenizer, self.eos)) is not None:
+                self._leave(job)
+                _resolve(job.future, completion)
 
     def _admit(self) -> None:
         """Start waiting requests, each with the longest prefix there is. Where a running one is about to compute more
@@ -314,7 +244,9 @@ class Engine:
         chunks = [Chunk(sequence.span, sequence.computed, count) for sequence, count in new]
         total = sum(chunk.count for chunk in chunks)
         padding = -total % ROWS
-        ids = np.concatenate([s.ids[s.computed : s.computed + count] for s, count in new] + [np.zeros(padding, np.int32)])
+        ids = np.concatenate(
+            [s.ids[s.computed : s.computed + count] for s, count in new] + [np.zeros(padding, np.int32)]
+        )
         positions = np.concatenate(
             [np.arange(chunk.first, chunk.first + chunk.count) for chunk in chunks] + [np.zeros(padding, np.int64)]
         )
@@ -331,47 +263,6 @@ class Engine:
         )
         logits: Tensor = out.logits[0, : len(last)].float()
         return logits
-
-    def _advance(self, job: Job, logits: Tensor, likeliest: int) -> None:
-        """Give a job its next token."""
-        request, token = job.request, likeliest
-        if request.temperature > 0:
-            token = sample(logits, request.temperature, request.top_p, request.top_k, job.random.random())
-        job.ids.append(token)
-        self.stats.generated_tokens += 1
-        if request.logprobs is not None:
-            job.logprobs.append(token_logprob(logits, token, request.logprobs, self.tokenizer))
-        if token in self.eos:
-            self._finish(job, self._text(job.ids[:-1]), "stop")
-        elif (text := self._stopped(job)) is not None:
-            self._finish(job, text, "stop")
-        elif len(job.ids) == job.limit:
-            self._finish(job, self._text(job.ids), "model_length" if job.limited_by_context else "max_tokens")
-        elif job.sequence is not None:
-            job.sequence.ids[job.sequence.length] = token
-            job.sequence.length += 1
-
-    def _stopped(self, job: Job) -> str | None:
-        """The text before the first stop sequence, if there is one."""
-        if not job.request.stop:
-            return None
-        # a token has at least one byte and a character at most four: no need to decode everything at each step
-        tail = self._text(job.ids[-4 * max(map(len, job.request.stop)) - 4 :])
-        if not any(stop in tail for stop in job.request.stop):
-            return None
-        text = self._text(job.ids)
-        cuts = [position for stop in job.request.stop if (position := text.find(stop)) >= 0]
-        return text[: min(cuts)] if cuts else None
-
-    def _text(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _finish(self, job: Job, text: str, reason: StopReason) -> None:
-        self._leave(job)
-        logprobs = job.logprobs if job.request.logprobs is not None else None
-        seconds = time.monotonic() - job.started
-        completion = Completion(text, job.ids, reason, len(job.prompt), job.reused, logprobs, seconds)
-        _resolve(job.future, completion)
 
     def _leave(self, job: Job) -> None:
         self._running.remove(job)
@@ -395,3 +286,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
     return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)
+
+
+_engines: dict[tuple[str, str, str | None], tuple[object, Engine]] = {}
+_loading = Lock()

@@ -196,4 +196,3 @@ def common_prefix(a: Ids, b: Ids) -> int:
     different = a[:n] != b[:n]
     first = int(different.argmax()) if n else 0
     return first if n and different[first] else n
-

@@ -56,9 +56,9 @@ class ModelShape:
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """Memory of one token's keys and values in all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
+        return 2 * self.layers * self.kv_heads * self.head_dim * int(dtype.itemsize)
 
 
 def default_kv_bytes(device: torch.device) -> int:
     """Half of what is free on a GPU; on a CPU 2 GiB, which are taken only when used."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 * GIB
+    return int(torch.cuda.mem_get_info(device)[0]) // 2 if device.type == "cuda" else 2 * GIB

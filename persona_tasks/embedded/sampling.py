@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kv import Ids
+from persona_tasks.embedded.kv import Ids
 
 CANDIDATES = 256  # sorting a whole vocabulary costs more than the forward pass of a small model; these nearly always do
 
@@ -50,7 +50,7 @@ def sample(logits: Tensor, temperature: float, top_p: float | None, top_k: int |
     """
     logits = logits / temperature
     vocabulary = logits.shape[0]
-    if top_k:
+    if top_k and top_k > 0:
         best, ids = logits.topk(min(top_k, vocabulary))
         probabilities = best.softmax(-1)
     elif top_p is not None and top_p < 1:

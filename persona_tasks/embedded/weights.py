@@ -107,27 +107,40 @@ def embedded_folder(name: str = DEFAULT) -> Path:
     return folder if _intact(folder, source=None) else _downloaded(model)
 
 
+def check_name(name: str) -> None:
+    """Raises: WeightsError if `name` is neither in `MODELS` nor a folder. Quick, and reads no weights."""
+    if name not in MODELS and not Path(name).expanduser().is_dir():
+        raise WeightsError(f"no model {name!r}: neither one of {', '.join(sorted(MODELS))} nor a folder")
+
+
 def locate(name: str) -> Located:
     """Find what comes after ``persona/``: a name of `MODELS`, or the path of a model or adapter folder.
 
     Raises:
         WeightsError: It is neither, or the folder holds no safetensors, or its adapter's base is not at hand.
     """
+    check_name(name)
     model = MODELS.get(name)
     if isinstance(model, Adapter):
         return Located(locate(model.base).folder, model.folder)
     if model is not None:
         return Located(embedded_folder(name))
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise WeightsError(f"no model {name!r}: neither one of {', '.join(sorted(MODELS))} nor a folder")
     if (folder / "adapter_config.json").is_file():
         if not (folder / "adapter_model.safetensors").is_file():
-            raise WeightsError(f"{folder}: an adapter without adapter_model.safetensors; pickled weights are not loaded")
+            raise WeightsError(f"{folder}: no adapter_model.safetensors; pickled weights are not loaded")
         return Located(locate(_adapter_base(folder)).folder, folder)
     if not any(folder.glob("*.safetensors")) or not (folder / "config.json").is_file():
         raise WeightsError(f"{folder}: needs config.json and *.safetensors; pickled weights are not loaded")
     return Located(folder)
+
+
+def weights_version(name: str) -> object:
+    """A value that changes when a folder's weights are written anew, as training does between evaluations."""
+    if name in MODELS:
+        return None
+    stats = {file.name: file.stat() for file in Path(name).expanduser().glob("*.safetensors")}
+    return {file: (stat.st_mtime_ns, stat.st_size) for file, stat in stats.items()}
 
 
 def load_model(name: str = DEFAULT, dtype: str = "bfloat16", device: str | None = None) -> tuple[Any, Any]:
@@ -150,16 +163,21 @@ def load_model(name: str = DEFAULT, dtype: str = "bfloat16", device: str | None 
         raise WeightsError(f"dtype {dtype!r}: choose bfloat16, float16 or float32")
     # an adapter's changes are smaller than bfloat16's steps: add them in float32, round once
     first = torch.float32 if located.adapter else target
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(located.folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            located.folder, dtype=first, use_safetensors=True, local_files_only=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(located), **local)
+        model = AutoModelForCausalLM.from_pretrained(located.folder, dtype=first, use_safetensors=True, **local)
         if located.adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(located.adapter)).merge_and_unload().to(target)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+
+
+def _tokenizer_folder(located: Located) -> Path:
+    """An adapter may bring its tokenizer, for example with another chat template."""
+    own = located.adapter is not None and (located.adapter / "tokenizer_config.json").is_file()
+    return located.adapter if own and located.adapter else located.folder
 
 
 def _adapter_base(folder: Path) -> str:
@@ -192,17 +210,17 @@ def _converted(model: Base, gguf: Path, folder: Path) -> Path:
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if _intact(folder, source):  # another process was faster
             return folder
-        for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
+        for left_over in folder.parent.glob(f".{folder.name}~*"):  # of a process that was killed
             shutil.rmtree(left_over, ignore_errors=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}~", dir=folder.parent))
         try:
             _convert(model, gguf, scratch / "new")
             files = {file.name: _checksum(file) for file in sorted((scratch / "new").iterdir())}
             record = {"format": FORMAT, "source": gguf.name, "sha256": source, "files": files}
             (scratch / "new" / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             if folder.exists():  # broken or of another version: a folder can only be moved to a free name
-                os.replace(folder, scratch / "old")
-            os.replace(scratch / "new", folder)
+                folder.replace(scratch / "old")
+            (scratch / "new").replace(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder
@@ -217,7 +235,7 @@ def _convert(model: Base, gguf: Path, target: Path) -> None:
     from rich.console import Console
     from tokenizers import pre_tokenizers
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"persona-tasks: converting {model.title} from the package {model.package}, once (about 20 s)")
     with console.status("reading the tokenizer") as status, _quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -264,8 +282,11 @@ def _intact(folder: Path, source: str | None) -> bool:
 
 
 def _checksum(file: Path) -> str:
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 @contextmanager

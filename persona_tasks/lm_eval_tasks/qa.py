@@ -100,4 +100,5 @@ def neutral_lines(persona: Persona, turns: int, seed: int) -> list[str]:
 
 @cache
 def neutral_answers() -> tuple[str, ...]:
+    """All lines that say nothing about the speaker."""
     return tuple(ANSWERS.read_text(encoding="utf-8").splitlines())

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from persona_tasks.embedded.chat import fold_system
 from persona_tasks.protocol.asks import Message
 
-logger = getLogger(__name__)
+logger = getLogger("lm_eval.persona_tasks")  # shown, formatted and filtered like the harness's own
 
 # The plain form, for models without a chat template. A line ends where the line does.
 SPEAKERS = {"system": "", "user": "Partner: ", "assistant": "You: "}
@@ -25,8 +25,8 @@ def plain(messages: Sequence[Message]) -> str:
     Partner: Hi!
     You:
     """
-    texts = [SPEAKERS[message.role] + message.content + ("\n" if message.role == "system" else "") for message in messages]
-    return "\n".join([*texts, "You:"])
+    gap = {"system": "\n\n", "user": "\n", "assistant": "\n"}
+    return "".join(SPEAKERS[role] + content + gap[role] for role, content in messages) + "You:"
 
 
 class Chat:
@@ -85,7 +85,7 @@ class Renderer:
         # `isinstance` first: an API's chat is checked by its server, and DummyLM's tokenizer is a download.
         if not isinstance(prompt, str) or not limit or getattr(self.lm, "tokenizer", None) is None:
             return True
-        return len(self.lm.tok_encode(prompt)) + new_tokens <= limit
+        return bool(len(self.lm.tok_encode(prompt)) + new_tokens <= limit)
 
 
 def has_chat(lm: Any) -> bool:

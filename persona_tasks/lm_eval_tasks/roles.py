@@ -29,7 +29,7 @@ from persona_tasks.protocol.limits import REPLY_TOKENS, VERDICT_TOKENS
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-logger = getLogger(__name__)
+logger = getLogger("lm_eval.persona_tasks")  # shown, formatted and filtered like the harness's own
 Result = TypeVar("Result")
 RoleName = Literal["judge", "partner"]
 
@@ -45,6 +45,9 @@ class Role(Protocol):
     """A model that is asked. `name` goes into results, so it never holds a key."""
 
     name: str
+
+    def prepare(self) -> None:
+        """Find out, before hours of generation, whether the role can work at all."""
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
         """Answer all asks; where there is no answer for good, with a `Failure`."""
@@ -73,6 +76,12 @@ class Local:
     def __init__(self, model: str, role: RoleName):
         self.model, self.role = model, role
         self.name = f"persona/{model}"
+
+    def prepare(self) -> None:
+        """Raises: WeightsError if there are no such weights."""
+        from persona_tasks.embedded.weights import locate
+
+        locate(self.model)
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
         from persona_tasks.embedded.engine import ContextOverflow, Request
@@ -114,6 +123,15 @@ class Endpoint:
         self.refused: set[str] = set()
         self.told: set[str] = set()
 
+    def prepare(self) -> None:
+        """Raises: ValueError if this is OpenAI itself and there is no key."""
+        if self.url is None and not self._key():
+            names = f"PERSONA_{self.role.upper()}_API_KEY or OPENAI_API_KEY"
+            raise ValueError(f"{self.role}={self.name}: set {names}, or name a server: {self.name}@http://...")
+
+    def _key(self) -> str | None:
+        return os.environ.get(f"PERSONA_{self.role.upper()}_API_KEY") or os.environ.get("OPENAI_API_KEY")
+
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
         return run(self._answer(asks))
 
@@ -121,7 +139,7 @@ class Endpoint:
         from openai import AsyncOpenAI
         from tqdm.asyncio import tqdm_asyncio
 
-        key = os.environ.get(f"PERSONA_{self.role.upper()}_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        key = self._key()
         gate = asyncio.Semaphore(self.connections)
 
         async def one(ask: Ask, client: AsyncOpenAI) -> Answer:
@@ -129,14 +147,15 @@ class Endpoint:
                 try:
                     return await self._ask(ask, client)
                 except Exception as error:  # one broken request must not cost the others
-                    reason = f"{type(error).__name__}: {error}".replace(key, "***")
+                    reason = f"{type(error).__name__}: {error}"
+                    reason = reason.replace(key, "***") if key else reason
                     if reason not in self.told:
                         logger.warning("%s: a request failed for good: %s", self.name, reason)
                     self.told.add(reason)
                     return Failure(reason)
 
         async with AsyncOpenAI(
-            api_key=key, base_url=self.url, max_retries=RETRIES, timeout=self.timeout
+            api_key=key or "none", base_url=self.url, max_retries=RETRIES, timeout=self.timeout
         ) as client:
             waiting = [one(ask, client) for ask in asks]
             return list(await tqdm_asyncio.gather(*waiting, desc=self.role, unit="answer", disable=None))

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
@@ -30,7 +31,7 @@ from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.play import blank, play
 from persona_tasks.transcript import Transcript
 
-logger = getLogger(__name__)
+logger = getLogger("lm_eval.persona_tasks")  # shown, formatted and filtered like the harness's own
 
 REQUEST_TYPE = "persona_drift_dialogue"
 # lm-eval knows the limit under these names, the first given one counts.
@@ -105,7 +106,9 @@ class Rollout:
         if chosen.partner == "scripted":
             return None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.lm.world_size == 1:
-            raise ValueError("tensor parallel runs need the scripted partner: each process would ask a model of its own")
+            raise ValueError(
+                "tensor parallel runs need the scripted partner: each process would ask a model of its own"
+            )
         return open_role(chosen.partner, "partner", chosen.endpoint_connections, chosen.endpoint_timeout)
 
     def hold(self, wanted: Sequence[tuple[dict[str, Any], int]]) -> list[Transcript]:
@@ -154,7 +157,7 @@ class Rollout:
                 answers.append(Failure("the context window is full"))
                 continue
             answers.append("")
-            arguments = (prompt, {**self.options, "max_gen_toks": tokens})
+            arguments = (prompt, {**deepcopy(self.options), "max_gen_toks": tokens})  # backends add stops in place
             batch.append(Instance("generate_until", {}, arguments, len(answers) - 1))
         texts = self.lm.generate_until(batch) if batch else []
         for request, text in zip(batch, texts, strict=True):

@@ -38,7 +38,7 @@ def read_samples(path: str | Path) -> list[Judged]:
 
 def is_samples_file(path: str | Path) -> bool:
     """Whether a file looks like lm-eval's samples of our task, by its first line."""
-    with open(path, encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8") as file:
         first = file.readline()
     return '"filtered_resps"' in first and '"persona_id"' in first
 

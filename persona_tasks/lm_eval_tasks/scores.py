@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from logging import getLogger
 
 from persona_tasks.lm_eval_tasks.roles import Role
@@ -14,7 +15,7 @@ from persona_tasks.protocol.judging import judge
 from persona_tasks.protocol.lockstep import lockstep
 from persona_tasks.transcript import METRICS, Judged, Transcript
 
-logger = getLogger(__name__)
+logger = getLogger("lm_eval.persona_tasks")  # shown, formatted and filtered like the harness's own
 
 
 def judge_all(transcripts: Sequence[Transcript], by: Role, context: bool = False) -> list[Judged]:
@@ -25,12 +26,7 @@ def judge_all(transcripts: Sequence[Transcript], by: Role, context: bool = False
         by: The judge.
         context: Show the judge the partner's line that each line answers.
     """
-    if by.name == DEFAULT_JUDGE:
-        logger.warning(
-            "The judge is %s, the offline default. It tells contradictions from consistent lines no better than chance; "
-            "name a better one with --metadata judge=openai:MODEL@BASE_URL.",
-            by.name,
-        )
+    warn_about(by.name)
     verdicts = lockstep([judge(transcript, context=context) for transcript in transcripts], by.answer)
     judged = [Judged(transcript=t, verdicts=v, judge=by.name) for t, v in zip(transcripts, verdicts, strict=True)]
     outcomes = Counter(verdict.outcome for record in judged for verdict in record.verdicts)
@@ -45,7 +41,7 @@ def drift_metrics(judged: Judged) -> dict[str, float]:
     `drift_slope` is the least-squares slope of prompt_to_line over the turns, `unparsed` the share of all verdicts.
     """
     lines = judged.of("prompt_to_line")
-    found = {metric: dialogue_score(judged.of(metric)) for metric in METRICS}
+    found: dict[str, float | None] = {metric: dialogue_score(judged.of(metric)) for metric in METRICS}
     asked, read = map(sum, zip(*(coverage(judged.of(metric)) for metric in METRICS), strict=True))
     scores: dict[str, float | None] = {
         **found,
@@ -57,3 +53,14 @@ def drift_metrics(judged: Judged) -> dict[str, float]:
         **(monitor(judged.transcript) if judged.transcript.turns else {}),
     }
     return {name: score for name, score in scores.items() if score is not None}
+
+
+@cache
+def warn_about(judge: str) -> None:
+    """Say once per run when the judge is not worth its verdicts."""
+    if judge == DEFAULT_JUDGE:
+        logger.warning(
+            "The judge is %s, the offline default. It tells contradictions from consistent lines no better than "
+            "chance: name a better one with --metadata judge=openai:MODEL@BASE_URL.",
+            judge,
+        )

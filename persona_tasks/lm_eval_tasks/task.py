@@ -47,7 +47,7 @@ class PersonaDrift(ConfigurableTask):  # type: ignore[misc]
             self.settings.judge, "judge", self.settings.endpoint_connections, self.settings.endpoint_timeout
         )
         if self.settings.partner != "scripted":
-            open_role(self.settings.partner, "partner")  # a mistake in it must show before anything is generated
+            open_role(self.settings.partner, "partner").prepare()
         self.system_instruction = ""
         self.form = "auto"
         self.placeholders: set[str] = set()
@@ -86,6 +86,8 @@ class PersonaDrift(ConfigurableTask):  # type: ignore[misc]
             self.form = "plain"
         else:
             self.form = "chat" if options.get("apply_chat_template") else "auto"
+        if not self.predict_only:
+            self.judge.prepare()
         super().build_all_requests(**options)
 
     def fewshot_context(self, doc: Doc, *_: Any, **__: Any) -> str:

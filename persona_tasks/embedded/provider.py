@@ -1,0 +1,160 @@
+"""Inspect's `persona/...` models: embedded ones and local folders, through one engine per set of weights.
+
+    inspect eval persona_tasks/drift --model persona/smollm2-135m
+    inspect eval persona_tasks/drift --model persona//home/me/checkpoint -M dtype=float32 -M device=cpu
+
+Whatever roles use a model, it is loaded once per process, at the first request. Requests of all samples and roles share
+a batch and the prefixes that are already computed; `input_tokens_cache_read` says how much of a prompt was.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    GenerateConfig,
+    Logprob,
+    Logprobs,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+    TopLogprob,
+    modelapi,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
+
+from persona_tasks.embedded.weights import check_name
+
+if TYPE_CHECKING:
+    from persona_tasks.embedded.engine import Completion, Engine, Request
+    from persona_tasks.embedded.sampling import TokenLogprob
+
+CONNECTIONS = 64
+
+
+@modelapi(name="persona")
+def persona() -> type[ModelAPI]:
+    """Inspect finds the provider by this function. Nothing heavy is imported until a model generates."""
+    return PersonaAPI
+
+
+class PersonaAPI(ModelAPI):
+    """`persona/<name of an embedded model>` or `persona/<path of a folder>`.
+
+    Without a temperature the model's own generation configuration decides, as it does in transformers; most small
+    models have none, and the likeliest token is taken.
+
+    Args:
+        dtype: "bfloat16", "float16" or "float32".
+        device: Default: the GPU if there is one.
+
+    Raises:
+        WeightsError: There is no such model.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig = GenerateConfig(),  # noqa: B008  (the signature that Inspect asks for)
+        dtype: str = "bfloat16",
+        device: str | None = None,
+    ) -> None:
+        super().__init__(model_name, base_url, api_key, [], config)
+        check_name(model_name)
+        self.dtype, self.device = dtype, device
+
+    async def generate(
+        self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
+    ) -> ModelOutput:
+        if tools:
+            raise ValueError("persona/ models cannot call tools")
+        from persona_tasks.embedded.engine import ContextOverflow
+
+        engine = await self.engine()
+        try:
+            completion = await engine.complete(_request(engine, input, config))
+        except ContextOverflow as error:
+            output = ModelOutput.from_content(self.model_name, "", stop_reason="model_length", error=str(error))
+            output.usage = ModelUsage()
+            return output
+        return _output(self.model_name, completion)
+
+    async def engine(self) -> Engine:
+        """The engine behind this model; loads it if nobody has."""
+        from persona_tasks.embedded.engine import Engine
+
+        return await anyio.to_thread.run_sync(partial(Engine.shared, self.model_name, self.dtype, self.device))
+
+    async def count_text_tokens(self, text: str) -> int:
+        engine = await self.engine()
+        return len(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def max_connections(self) -> int:
+        return CONNECTIONS
+
+    def connection_key(self) -> str:
+        return f"persona/{self.model_name}"
+
+
+def _request(engine: Engine, input: list[ChatMessage], config: GenerateConfig) -> Request:
+    from persona_tasks.embedded.engine import Request
+
+    prompt = engine.chat.ids([{"role": message.role, "content": message.text} for message in input])
+    own = engine.model.generation_config
+    sampled = bool(getattr(own, "do_sample", False))
+
+    def default(name: str) -> Any:
+        return getattr(own, name, None) if sampled else None
+
+    temperature = config.temperature
+    if temperature is None:
+        temperature = (default("temperature") or 1.0) if sampled else 0.0
+    return Request(
+        prompt,
+        max_tokens=config.max_tokens,
+        temperature=temperature,
+        top_p=config.top_p if config.top_p is not None else default("top_p"),
+        top_k=config.top_k if config.top_k is not None else default("top_k"),
+        seed=config.seed,
+        stop=tuple(config.stop_seqs or ()),
+        logprobs=(config.top_logprobs or 0) if config.logprobs else None,
+    )
+
+
+def _output(model: str, completion: Completion) -> ModelOutput:
+    logprobs = None
+    if completion.logprobs is not None:
+        logprobs = Logprobs(
+            content=[
+                Logprob(
+                    token=entry.token,
+                    logprob=entry.logprob,
+                    bytes=list(entry.token.encode()),
+                    top_logprobs=[_top(other) for other in entry.top] or None,
+                )
+                for entry in completion.logprobs
+            ]
+        )
+    message = ChatMessageAssistant(content=completion.text, model=model, source="generate")
+    return ModelOutput(
+        model=model,
+        choices=[ChatCompletionChoice(message=message, stop_reason=completion.stop_reason, logprobs=logprobs)],
+        usage=ModelUsage(
+            input_tokens=completion.prompt_tokens - completion.reused_tokens,
+            input_tokens_cache_read=completion.reused_tokens,
+            output_tokens=completion.completion_tokens,
+            total_tokens=completion.prompt_tokens + completion.completion_tokens,
+        ),
+        time=completion.seconds,
+    )
+
+
+def _top(entry: TokenLogprob) -> TopLogprob:
+    return TopLogprob(token=entry.token, logprob=entry.logprob, bytes=list(entry.token.encode()))

@@ -1,0 +1,1 @@
+"""The companion module: training simulators and judges. Run from a checkout, `python -m training.<script> --help`."""
