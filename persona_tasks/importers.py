@@ -226,9 +226,10 @@ def _read_inspect(path: Path, simulator_role: str) -> list[Judged]:
     from inspect_ai.log import read_eval_log
 
     try:
-        log = read_eval_log(path, resolve_attachments="core", exclude_fields={"events"})
+        log = read_eval_log(path, exclude_fields={"events", "timelines"})  # most of a log; timelines refer to events
     except Exception as error:  # whatever zip, JSON or validation makes of a broken file
-        raise TranscriptError(f"{path}: not readable as an Inspect log ({type(error).__name__}: {error})") from None
+        problem = str(error).partition("\n")[0]
+        raise TranscriptError(f"{path}: not readable as an Inspect log ({type(error).__name__}: {problem})") from None
     if not log.samples:
         raise TranscriptError(f"{path}: the log holds no samples (status {log.status})")
     records = []
@@ -239,7 +240,8 @@ def _read_inspect(path: Path, simulator_role: str) -> list[Judged]:
                 records.append(_from_sample(sample, log.eval.task, simulator_role))
             elif sample.store.get(OUR_STORE_KEY) is not None:  # else it failed before anything was said
                 records.append(_from_our_sample(sample))
-    _check_anything_said(records, path, simulator_role)
+    if not ours:
+        _check_anything_said(records, path, simulator_role)
     return records
 
 

@@ -142,9 +142,13 @@ def summarise(judged: Iterable[Judged], resamples: int = RESAMPLES, seed: int = 
     scenarios: dict[str, list[Judged]] = {}
     for record in records:
         scenarios.setdefault(record.transcript.scenario or "unnamed", []).append(record)
+    overall = _group(records, resamples, seed)
     return Summary(
-        overall=_group(records, resamples, seed),
-        scenarios={name: _group(members, resamples, seed) for name, members in sorted(scenarios.items())},
+        overall=overall,
+        scenarios={
+            name: _group(members, resamples, seed) if len(scenarios) > 1 else overall
+            for name, members in sorted(scenarios.items())
+        },
         resamples=resamples,
         seed=seed,
         notes=_notes(records),

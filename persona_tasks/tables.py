@@ -38,7 +38,7 @@ def show(
         return
     console = Console(file=file, highlight=False)
     if not console.is_terminal:
-        console = Console(file=file, highlight=False, width=200, no_color=True)  # a pipe has no width to wrap at
+        console = Console(file=file, highlight=False, width=200)  # a pipe has no width to wrap at
     for table in tables:
         if isinstance(table, Table) and not console.is_terminal:
             table.box = None

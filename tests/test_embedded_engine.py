@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,16 @@ from persona_tasks.embedded.sampling import CANDIDATES, sample
 from tests.tiny import CHATML, TEMPLATES, tiny_model_folder, tiny_tokenizer
 
 LENGTHS = (1, 3, 17, 63, 64, 65, 130, 511, 513, 700)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For tiny models, threads that wait for each other take longer than the work, on a busy machine 100 times."""
+    before = torch.get_num_threads()
+    if not request.node.get_closest_marker("embedded"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import torch
 from inspect_ai import Task, eval_async
 from inspect_ai.dataset import Sample
 from inspect_ai.model import (
@@ -30,6 +32,16 @@ from persona_tasks.embedded.weights import WeightsError
 from tests.tiny import tiny_model_folder
 
 MESSAGES = [ChatMessageSystem(content="You are Mina."), ChatMessageUser(content="Who are you?")]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For tiny models, threads that wait for each other take longer than the work, on a busy machine 100 times."""
+    before = torch.get_num_threads()
+    if not request.node.get_closest_marker("embedded"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

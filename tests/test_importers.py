@@ -12,8 +12,11 @@ from inspect_ai.scorer import Score
 from inspect_ai.tool import ToolCall
 
 from persona_tasks.importers import FORMATS, load
-from persona_tasks.scoring import score_file
-from persona_tasks.transcript import Judged, Probe, Transcript, TranscriptError, Turn, Verdict, append_jsonl
+from persona_tasks.inspect_tasks.tasks import drift
+from persona_tasks.scoring import score_file, summarise
+from persona_tasks.transcript import METRICS, Judged, Probe, Transcript, TranscriptError, Turn, Verdict, append_jsonl
+from tests.chat_server import ChatServer
+from tests.inspect_runs import everybody, run, scores
 
 
 def ours(name: str = "d", **changes: Any) -> Judged:
@@ -94,6 +97,11 @@ def test_a_single_dialogue_is_a_file_too(tmp_path: Path) -> None:
     assert len(load(written(tmp_path / "f.json", json.dumps(DIALOGUE, indent=1)))) == 1
 
 
+def test_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text(json.dumps([DIALOGUE]), encoding="utf-8-sig")
+    assert len(load(tmp_path / "f.json")) == 1
+
+
 def test_fields_of_a_dialogue(tmp_path: Path) -> None:
     named = said(("assistant", "Hi."), persona="Ada.", persona_id="ada", scenario="chat", id=7, model="x")
     [record] = load(written(tmp_path / "f.json", [named]))
@@ -163,9 +171,23 @@ def test_our_logs_keep_transcript_and_verdicts(tmp_path: Path, suffix: str) -> N
     assert load(log_of(tmp_path / f"log{suffix}", *failed, sample)) == [record]
 
 
+def test_a_log_of_the_drift_task_gives_the_scores_inspect_printed(tmp_path: Path) -> None:
+    with ChatServer(everybody) as server:
+        log = run(drift(turns=2), server, tmp_path, limit=3)
+    assert log.status == "success", log.error
+    records = load(log.location)
+    assert [len(record.transcript.turns) for record in records] == [2] * 3
+    assert {record.judge for record in records} == {"openai-api/local/judge"}
+    overall = summarise(records).overall
+    found = {metric: overall.metrics[metric].score for metric in METRICS} | overall.monitors
+    found["qa_without_persona"] = overall.qa_without_persona
+    printed = scores(log)
+    assert found == {name: pytest.approx(printed[name]) for name in found}
+
+
 def test_logs_of_other_tasks(tmp_path: Path) -> None:
     messages = [
-        ChatMessageSystem(content="You are Ida. " + "You talk a lot. " * 20),  # long enough to become an attachment
+        ChatMessageSystem(content="You are Ida."),
         ChatMessageUser(content="Hi."),
         ChatMessageAssistant(content="", tool_calls=[ToolCall(id="1", function="look", arguments={})]),
         ChatMessageTool(content="42", tool_call_id="1"),
@@ -177,7 +199,7 @@ def test_logs_of_other_tasks(tmp_path: Path) -> None:
     ]
     first, second = load(log_of(tmp_path / "log.eval", *samples))
     assert turns(first) == [("Hi.", "Forty-two.")]
-    assert first.transcript.persona_text.endswith("You talk a lot.")
+    assert first.transcript.persona_text == "You are Ida."
     assert (first.transcript.persona_id, first.transcript.scenario) == ("ida", "drift")
     assert first.transcript.id != second.transcript.id
     assert turns(load(tmp_path / "log.eval", simulator_role="user")[0]) == [("", "Hi.")]

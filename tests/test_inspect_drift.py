@@ -11,6 +11,7 @@ from persona_tasks.metrics import dialogue_score
 from persona_tasks.personas import load_bank
 from persona_tasks.protocol.asks import Ask
 from persona_tasks.protocol.judging import judge
+from persona_tasks.protocol.limits import PROBE_TOKENS
 from persona_tasks.protocol.lockstep import lockstep
 from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.play import play
@@ -71,7 +72,7 @@ def test_inspect_and_lockstep_give_the_same_transcripts_and_scores(tmp_path, par
 def test_forks_leave_no_trace_and_are_drawn_as_branches(tmp_path):
     with ChatServer(everybody) as server:
         log = run(drift(turns=4, partner="model"), server, tmp_path, limit=1)
-        probes = [r for r in server.of("simulator") if r.body.get("max_tokens", r.body.get("max_completion_tokens")) == 48]
+        probes = [r for r in server.of("simulator") if r.body.get("max_tokens", r.body.get("max_completion_tokens")) == PROBE_TOKENS]
     [sample] = log.samples
     assert [m.role for m in sample.messages] == ["system"] + ["user", "assistant"] * 4
     assert len(probes) == 4 * 8 and sample.turn_count == 4

@@ -373,6 +373,26 @@ def test_one_persona_has_no_intervals() -> None:
     assert "one persona" in " ".join(summary.notes)
 
 
+def test_one_persona_with_a_score_has_no_intervals_either() -> None:
+    summary = aggregate([judged("ccxcccxc", "a"), judged("c???", "b")], "prompt_to_line")
+    assert (summary.n, summary.clusters, summary.withheld, summary.ci, summary.slope_ci) == (1, 1, 1, None, None)
+
+
+def test_a_single_persona_cannot_be_drawn() -> None:
+    assert bootstrap_weights(["a", "a"]).shape == (0, 2)
+
+
+def test_dialogues_that_were_not_judged_are_not_withheld() -> None:
+    summary = aggregate([judged("cx", "a"), judged("..", "b"), judged("", "c")], "prompt_to_line")
+    assert (summary.n, summary.withheld, summary.asked) == (1, 0, 2)
+
+
+def test_dialogues_without_lines_are_not_in_the_monitors() -> None:
+    summary = summarise([judged("cc", "a"), judged("", "b")])
+    assert summary.overall.dialogues == 2
+    assert summary.overall.monitors["line_length"] == 3
+
+
 def test_no_band_where_a_single_persona_is_left() -> None:
     records = [judged("ccxc", "a"), judged("xxcc", "a"), judged("cx", "b"), judged("xc", "c")]
     curve = aggregate(records, "prompt_to_line").curve

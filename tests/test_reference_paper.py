@@ -97,12 +97,20 @@ def test_lines_lose_the_name_only(file: Path) -> None:
     assert second.transcript.scenario == "chatting"
 
 
-def test_a_line_without_the_name_is_kept_whole(tmp_path: Path) -> None:
-    lines = ["Bo: Hi.", "Ida: Hi.", "Bo: Well?", "Note: no name here.", "Bo: Yes?", "Ida: Bye."]
+@pytest.mark.parametrize(
+    ("second", "kept"),
+    [
+        (["Ida: Hi.", "Note: no name here.", "Ida: Bye."], ["Hi.", "Note: no name here.", "Bye."]),
+        (["Hi.", "Note: no name anywhere.", "Bye."], ["Hi.", "Note: no name anywhere.", "Bye."]),
+        (["Ida: Ida: twice.", "Ida:", ""], ["Ida: twice.", "", ""]),
+    ],
+)
+def test_a_line_without_the_name_is_kept_whole(tmp_path: Path, second: list[str], kept: list[str]) -> None:
+    lines = [line for said in second for line in ("Bo: Well?", said)]
     conversation = [[index, line] for index, line in enumerate(lines)]
     changed = record(conversation=conversation, eval_survey_consistency=[])
     [judged] = load(written(tmp_path / "f.json", changed))
-    assert judged.transcript.lines == ["Hi.", "Note: no name here.", "Bye."]
+    assert judged.transcript.lines == kept
 
 
 def test_the_second_speaker_may_begin(tmp_path: Path) -> None:

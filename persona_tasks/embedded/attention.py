@@ -8,8 +8,9 @@ sequence, by a function registered through transformers' `AttentionInterface`; `
 not on whether its prefix was computed in the same pass, in an earlier one, or taken from the cache. Floating-point
 sums depend on their length and grouping, so the length must be a function of the token's position alone: a query at
 position p sees the keys of positions ``0 .. (p // BLOCK + 1) * BLOCK - 1``, those after p masked. A chunk is cut where
-a block ends. What then still varies is the number of rows in a product; kernels give a row the same bits whatever the
-number of rows if that is a multiple of `ROWS` (measured, see tests/test_embedded_engine.py).
+a block ends. What then still varies is the number of rows in a product. On CPUs, a row gets the same bits whatever the
+number of rows if that is a multiple of `ROWS`, in bfloat16 and float32 (measured: tests/test_embedded_engine.py). On GPUs
+cuBLAS may take another kernel for another number of rows, so there the last bits can still differ.
 """
 
 from __future__ import annotations

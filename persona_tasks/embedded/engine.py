@@ -156,7 +156,7 @@ class Engine:
         with self._wake:
             self._inbox += jobs
             self._wake.notify()
-            if self._thread is None and jobs:
+            if jobs and (self._thread is None or not self._thread.is_alive()):  # not alive: after a fork
                 self._thread = Thread(target=self._work, name="persona-engine", daemon=True)
                 self._thread.start()
         return [job.future for job in jobs]

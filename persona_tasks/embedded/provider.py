@@ -90,7 +90,9 @@ class PersonaAPI(ModelAPI):
         """The engine behind this model; loads it if nobody has."""
         from persona_tasks.embedded.engine import Engine
 
-        return await anyio.to_thread.run_sync(partial(Engine.shared, self.model_name, self.dtype, self.device))
+        load = partial(Engine.shared, self.model_name, self.dtype, self.device)
+        # loading takes seconds: not with the threads that everybody else needs
+        return await anyio.to_thread.run_sync(load, limiter=anyio.CapacityLimiter(1))
 
     async def count_text_tokens(self, text: str) -> int:
         engine = await self.engine()

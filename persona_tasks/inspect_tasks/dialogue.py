@@ -11,8 +11,6 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, span, suspend_turn_limit
 
 from persona_tasks.inspect_tasks.driver import (
-    PROBE_TOKENS,
-    REPLY_TOKENS,
     answer_of,
     chat_message,
     drive,
@@ -22,6 +20,7 @@ from persona_tasks.inspect_tasks.driver import (
 from persona_tasks.inspect_tasks.record import DriftRecord
 from persona_tasks.personas import load_bank
 from persona_tasks.protocol.asks import Answer, Ask, Failure, Message
+from persona_tasks.protocol.limits import PROBE_TOKENS, REPLY_TOKENS
 from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.play import SILENCE, blank, play
 from persona_tasks.transcript import ProbeMode, Transcript

@@ -22,15 +22,10 @@ from inspect_ai.model import (
 from inspect_ai.util import LimitExceededError, collect, json_schema, span
 
 from persona_tasks.protocol.asks import Answer, Ask, Dialogue, Failure, Message
-from persona_tasks.protocol.limits import LINE_TOKENS as LINE_TOKENS
-from persona_tasks.protocol.limits import PROBE_TOKENS as PROBE_TOKENS
-from persona_tasks.protocol.limits import REPLY_TOKENS as REPLY_TOKENS
-from persona_tasks.protocol.limits import VERDICT_TOKENS as VERDICT_TOKENS
 
 logger = getLogger(__name__)
 Result = TypeVar("Result")
 
-DEFAULT_JUDGE = "persona/smollm2-135m"
 # After these a judge call counts as failed (`unparsed`) instead of holding up the run for ever.
 JUDGE_RETRIES = 6
 

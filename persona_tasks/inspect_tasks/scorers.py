@@ -11,12 +11,13 @@ from inspect_ai.scorer import Metric as InspectMetric
 from inspect_ai.scorer import Reference, Score, Scorer, Target, ci, mean, scorer, stderr
 from inspect_ai.solver import TaskState
 
-from persona_tasks.inspect_tasks.driver import DEFAULT_JUDGE, VERDICT_TOKENS, ask_judge, drive, role_model
+from persona_tasks.inspect_tasks.driver import ask_judge, drive, role_model
 from persona_tasks.inspect_tasks.record import line_messages, recorded
 from persona_tasks.metrics import CHANCE, dialogue_score, floor_score
 from persona_tasks.monitors import monitor
 from persona_tasks.protocol.asks import Answer, Ask
-from persona_tasks.protocol.judging import judge
+from persona_tasks.protocol.judging import DEFAULT_JUDGE, judge
+from persona_tasks.protocol.limits import VERDICT_TOKENS
 from persona_tasks.protocol.prompts import prompts_hash
 from persona_tasks.transcript import Metric, Transcript, Verdict
 

@@ -19,9 +19,9 @@ from inspect_ai.viewer import (
 
 from persona_tasks.importers import load
 from persona_tasks.inspect_tasks.dialogue import recorded_dialogue, simulated_dialogue
-from persona_tasks.inspect_tasks.driver import LINE_TOKENS
 from persona_tasks.inspect_tasks.scorers import line_to_line, monitors, prompt_to_line, qa
 from persona_tasks.personas import Persona, load_bank
+from persona_tasks.protocol.limits import LINE_TOKENS
 from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.probes import probe_turns
 from persona_tasks.protocol.prompts import persona_text

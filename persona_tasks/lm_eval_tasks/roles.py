@@ -15,7 +15,6 @@ import os
 import re
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -36,6 +35,7 @@ RoleName = Literal["judge", "partner"]
 TOKENS: dict[RoleName, int] = {"judge": VERDICT_TOKENS, "partner": REPLY_TOKENS}
 RETRIES = 6  # of 408, 409, 429, 5xx, timeouts and broken connections, by the openai package
 GARBLED_RETRIES = 2  # of an answer with status 200 that is no completion
+GARBLED_WAIT = 5.0  # seconds at most before each of them
 ENDPOINT = re.compile(r"openai:(?P<model>.+?)(?:@(?P<url>https?://.*))?")
 # What an endpoint may refuse to know; it is then left out of the requests to it.
 OPTIONAL = ("response_format", "temperature", "max_tokens")
@@ -78,15 +78,15 @@ class Local:
         self.name = f"persona/{model}"
 
     def prepare(self) -> None:
-        """Raises: WeightsError if there are no such weights."""
-        from persona_tasks.embedded.weights import locate
+        """Raises: WeightsError if there is no such model."""
+        from persona_tasks.embedded.weights import check_name
 
-        locate(self.model)
+        check_name(self.model)
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
-        from persona_tasks.embedded.engine import ContextOverflow, Request
+        from persona_tasks.embedded.engine import ContextOverflow, Engine, Request
 
-        engine = _engine(self.model)
+        engine = Engine.shared(self.model)
 
         def submit(ask: Ask) -> Any:
             prompt = engine.chat.ids([message._asdict() for message in ask.messages])
@@ -98,13 +98,6 @@ class Local:
         waiting = [submit(ask) for ask in asks]
         shown = tqdm(waiting, desc=self.role, unit="answer", disable=None)
         return [job if isinstance(job, Failure) else job.result().text for job in shown]
-
-
-@cache
-def _engine(model: str) -> Any:
-    from persona_tasks.embedded.engine import Engine
-
-    return Engine.load(model)
 
 
 class Garbled(Exception):
@@ -166,7 +159,7 @@ class Endpoint:
         patience = AsyncRetrying(
             retry=retry_if_exception_type(Garbled),
             stop=stop_after_attempt(1 + GARBLED_RETRIES),
-            wait=wait_random_exponential(max=5),
+            wait=wait_random_exponential(max=GARBLED_WAIT),
             reraise=True,
         )
         text: str = await patience(self._complete, ask, client)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from persona_tasks.personas import BankError, load_bank
 from persona_tasks.protocol.probes import probe_turns
+from persona_tasks.protocol.prompts import prompts_hash
 from persona_tasks.transcript import ProbeMode
 
 DEFAULT_JUDGE = "persona/smollm2-135m"
@@ -76,4 +77,4 @@ def _shown(problem: Mapping[str, Any]) -> str:
 def kept(metadata: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """The metadata that may stand in a results file: ours and the harness's, without model arguments or their keys."""
     harness = {name: metadata[name] for name in ("version", "config_source") if name in metadata}
-    return {**harness, **settings.model_dump()}
+    return {**harness, "prompts": prompts_hash(), **settings.model_dump()}

@@ -39,9 +39,9 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def render(name: str, **values: Any) -> str:
-    """Render ``bank/prompts/<name>.jinja``; a value that the template needs and does not get is an error."""
-    return _environment().get_template(f"{name}.jinja").render(**values).strip()
+def render(template: str, /, **values: Any) -> str:
+    """Render ``bank/prompts/<template>.jinja``; a value that the template needs and does not get is an error."""
+    return _environment().get_template(f"{template}.jinja").render(**values).strip()
 
 
 def persona_text(persona: Persona) -> str:
@@ -50,8 +50,13 @@ def persona_text(persona: Persona) -> str:
 
 
 def simulator_prompt(persona: Persona, scenario: Scenario) -> str:
+    """The simulator's system message: who it is, where, and how long an answer is."""
     return render(
-        "simulator", setting=scenario.setting, role=scenario.simulator_role, persona_text=persona_text(persona)
+        "simulator",
+        name=persona.name,
+        role=scenario.simulator_role,
+        setting=scenario.setting,
+        persona_text=persona_text(persona),
     )
 
 
