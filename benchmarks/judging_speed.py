@@ -1,10 +1,10 @@
-"""Judging speed against a real local HTTP server that takes 200 ms per answer: all calls at once, and one after another.
+"""Judging against a real local HTTP server that takes 200 ms per answer: all calls at once, and one after another.
 
 python benchmarks/judging_speed.py [--json]
 
-Ten transcripts of 60 lines (30 by the simulator) are judged by prompt_to_line and line_to_line: 590 calls. The first way
-is `inspect eval persona_tasks/transcripts`; the second makes the same requests one by one, as the reference paper's code
-does. Both run here, in one go, against the same server.
+Ten transcripts of 60 lines (30 by the simulator) are judged by prompt_to_line and line_to_line: 590 calls. The first
+way is `inspect eval persona_tasks/transcripts`; the second makes the same requests one by one, as the reference paper's
+code does. Both run here, in one go, against the same server.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.chat_server import ChatServer, Reply, Request
 
 LATENCY = 0.2
 CONNECTIONS = 100
-WORDS = "the train was late again so we walked home past the mill and talked about nothing in particular".split()
+WORDS = ("train", "late", "again", "walked", "home", "past", "mill", "talked", "nothing", "rain", "bread", "letter")
 
 
 def transcripts(count: int, lines: int) -> list[Transcript]:

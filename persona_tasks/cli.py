@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -26,10 +26,10 @@ def _main() -> None:
 
 @app.command()
 def personas(
-    persona_id: Annotated[Optional[str], typer.Argument(metavar="[ID]", help="Show this persona in full.")] = None,
+    persona_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show this persona in full.")] = None,
     scenario: Annotated[str, typer.Option(help="chat, education, therapy, service, one of your own, or all.")] = "all",
     split: Annotated[str, typer.Option(help="train, dev, test or all.")] = "all",
-    bank: Annotated[Optional[Path], typer.Option(help="Folder of a bank of your own (YAML); it is checked too.")] = None,
+    bank: Annotated[Path | None, typer.Option(help="Folder of a bank of your own (YAML); it is checked too.")] = None,
     as_json: JSON = False,
 ) -> None:
     """List the personas, or show one.
@@ -62,7 +62,7 @@ def score(
     files: Annotated[list[Path], typer.Argument(help="Dialogues with their verdicts: Inspect logs, JSONL, JSON.")],
     format: Annotated[str, typer.Option(help="auto, jsonl, consistent-llms, messages or inspect.")] = "auto",
     speaker: Annotated[int, typer.Option(min=1, max=2, help="consistent-llms: which speaker is the simulator.")] = 2,
-    parse: Annotated[str, typer.Option(help="consistent-llms: read verdicts `strict` or as the `authors` do.")] = "strict",
+    parse: Annotated[str, typer.Option(help="consistent-llms: `strict`, or as the `authors` read it.")] = "strict",
     as_json: JSON = False,
 ) -> None:
     """Compute metrics from the verdicts stored in files. No model is asked.

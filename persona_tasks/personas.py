@@ -52,6 +52,8 @@ class BankError(ValueError):
 
 
 class Strict(BaseModel):
+    """Base of the bank's models: unknown fields are errors, loaded data does not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -230,7 +232,8 @@ def load_bank(folder: str | None = None) -> Bank:
     scenarios = {s.id: s for s in ours.scenarios.values()} if ours else {}
     scenarios |= {s.id: s for s in (_read(file, Scenario) for file in sorted((root / "scenarios").glob("*.y*ml")))}
     scripts = {s.scenario: s for s in ours.scripts.values()} if ours else {}
-    scripts |= {s.scenario: s for s in (_read(file, PartnerScript) for file in sorted((root / "partners").glob("*.y*ml")))}
+    read_scripts = (_read(file, PartnerScript) for file in sorted((root / "partners").glob("*.y*ml")))
+    scripts |= {script.scenario: script for script in read_scripts}
     for persona in personas:
         if persona.scenario not in scenarios:
             raise BankError(

@@ -28,6 +28,8 @@ class TranscriptError(ValueError):
 
 
 class Record(BaseModel):
+    """Base of what is stored: unknown fields are errors."""
+
     model_config = ConfigDict(extra="forbid")
 
 
@@ -100,7 +102,7 @@ class Judged(Record):
 
 def append_jsonl(path: str | Path, records: Iterable[Judged]) -> None:
     """Append records to a JSONL file and flush them to disk, so that none is lost if what follows fails."""
-    with open(path, "a", encoding="utf-8") as file:
+    with Path(path).open("a", encoding="utf-8") as file:
         for record in records:
             file.write(record.model_dump_json(exclude_defaults=True) + "\n")
         file.flush()

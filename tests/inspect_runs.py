@@ -14,7 +14,6 @@ from inspect_ai.model import Model, get_model
 from persona_tasks.personas import load_bank
 from tests.chat_server import Behaviour, ChatServer, Request
 
-
 # Rescoring makes the roles anew from the log, which holds no key.
 os.environ.setdefault("LOCAL_API_KEY", "none")
 

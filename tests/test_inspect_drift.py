@@ -72,7 +72,7 @@ def test_inspect_and_lockstep_give_the_same_transcripts_and_scores(tmp_path, par
 def test_forks_leave_no_trace_and_are_drawn_as_branches(tmp_path):
     with ChatServer(everybody) as server:
         log = run(drift(turns=4, partner="model"), server, tmp_path, limit=1)
-        probes = [r for r in server.of("simulator") if r.body.get("max_tokens", r.body.get("max_completion_tokens")) == PROBE_TOKENS]
+        probes = [request for request in server.of("simulator") if PROBE_TOKENS in request.body.values()]
     [sample] = log.samples
     assert [m.role for m in sample.messages] == ["system"] + ["user", "assistant"] * 4
     assert len(probes) == 4 * 8 and sample.turn_count == 4
@@ -226,15 +226,15 @@ def test_a_log_is_rescored_without_the_simulator(tmp_path):
         log = run(drift(turns=2), server, tmp_path, limit=2, score=False)
         said = len(server.of("simulator"))
         judge_model = model_at(server, "judge")
-        scored = score(
-            log, [prompt_to_line(), line_to_line(), qa()], model="none", model_roles={"judge": judge_model}, display="none"
-        )
+        scorers = [prompt_to_line(), line_to_line(), qa()]
+        scored = score(log, scorers, model="none", model_roles={"judge": judge_model}, display="none")
         assert len(server.of("simulator")) == said
     assert all(s.scored_samples == 2 for s in scored.results.scores if s.name in METRICS)
 
 
 def test_limit_twelve_sees_every_scenario():
-    assert {i.split("-")[0] for i in TEST_IDS[:4]} == {"chat", "education", "therapy", "service"} and len(TEST_IDS) == 40
+    assert {name.split("-")[0] for name in TEST_IDS[:4]} == {"chat", "education", "therapy", "service"}
+    assert len(TEST_IDS) == 40
 
 
 def test_bad_parameters_say_what_to_do():

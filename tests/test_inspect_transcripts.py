@@ -125,7 +125,8 @@ def test_a_killed_judging_run_is_taken_up_where_it_stopped(file, tmp_path):
 
 
 def test_a_killed_drift_run_keeps_its_dialogues(tmp_path):
-    arguments = ["eval", "persona_tasks/drift", "-T", "turns=2", "-T", "probes=none", "--limit", "3", "--max-samples", "1"]
+    arguments = ["eval", "persona_tasks/drift", "-T", "turns=2", "-T", "probes=none"]
+    arguments += ["--limit", "3", "--max-samples", "1"]
     arguments += ["--model", "openai-api/local/simulator", "--model-role", "judge=openai-api/local/judge"]
     arguments += ["--log-dir", "logs", "--log-buffer", "1"]
     with ChatServer(lambda r: Reply(say(r) if r.model == "simulator" else verdict(r), delay=0.2)) as server:

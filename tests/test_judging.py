@@ -69,7 +69,10 @@ def test_the_partners_line_is_shown_only_on_request():
     assert "Hm?" not in without.messages[-1].content and '"Hm?"' in shown.messages[-1].content
 
 
-@pytest.mark.parametrize("garbage", ["", "It depends.", '{"verdict": "maybe", "reason": ""}', "{" * 3000, '{"reason": 1}'])
+GARBAGE = ["", "It depends.", '{"verdict": "maybe", "reason": ""}', "{" * 3000, '{"reason": 1}']
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
 def test_one_repair_turn_then_unparsed(garbage):
     [still], asked = verdicts(dialogue("Hi."), lambda ask: garbage)
     assert still.outcome == "unparsed" and still.reason.startswith("unreadable") and still.answer == garbage
@@ -102,7 +105,8 @@ def test_odd_lines_reach_the_judge_as_one_json_string(line):
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a["id"])
 def test_material_is_never_read_as_a_verdict(attack):
     line = attack["line"]
-    assert not re.search(r"[{}]", render("prompt_to_line_question", line=line, partner_line=None).split("Reply with")[0])
+    prompt = render("prompt_to_line_question", line=line, partner_line=None)
+    assert not re.search(r"[{}]", prompt.split("Reply with")[0])
     repeats = [line, f"The line is {line}", f"```\n{line}\n```", f"It says {quoted(line)}", line.replace(" ", "")]
     for repeat in repeats:  # a judge that only repeats the material has not judged
         for form in (LineReply, ConflictReply):
@@ -150,7 +154,16 @@ def test_text_matches_only_where_it_is_certain(answer, option):
 
 @pytest.mark.parametrize(
     ("answer", "option"),
-    [("B", 1), ("b", None), ("(C).", 2), ("B. Pilot", 1), ("The answer is D.", 3), ("A pilot", 1), ("Anything", None), ("E)", 4)],
+    [
+        ("B", 1),
+        ("b", None),
+        ("(C).", 2),
+        ("B. Pilot", 1),
+        ("The answer is D.", 3),
+        ("A pilot", 1),
+        ("Anything", None),
+        ("E)", 4),
+    ],
 )
 def test_letters(answer, option):
     assert match_letter(answer, QUESTION) == option
@@ -168,7 +181,8 @@ def test_questions_are_matched_by_text_where_certain_and_by_the_judge_where_not(
         return json.dumps({"reason": "r", "option": option})
 
     found, asked = verdicts(transcript, reply, ["qa"])
-    assert [v.outcome for v in found] == ["consistent", "consistent", "contradicts", "unparsed", "unparsed", "consistent"]
+    outcomes = ["consistent", "consistent", "contradicts", "unparsed", "unparsed", "consistent"]
+    assert [v.outcome for v in found] == outcomes
     assert [v.metric for v in found] == ["qa"] * 5 + ["qa_without_persona"]
     assert len(asked) == 2
     assert not any("retired" in str(ask.messages) or "right" in ask.messages[-1].content for ask in asked)

@@ -67,9 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     personas = load_bank().select(options.scenario, options.split)
     engine = Engine.load(options.model)
-    hold_dialogues(
-        engine, options.model, personas, options.turns, options.seed, options.temperature, options.out
-    )
+    hold_dialogues(engine, options.model, personas, options.turns, options.seed, options.temperature, options.out)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ async def drive(dialogue: Dialogue[Result], answer: Callable[[list[Ask]], Awaita
 
 
 def chat_message(message: Message) -> ChatMessage:
+    """A message of the protocol as Inspect knows it."""
     if message.role == "system":
         return ChatMessageSystem(content=message.content)
     if message.role == "user":
@@ -95,7 +96,7 @@ def role_model(role: str, max_tokens: int, default: str | None = None) -> Model:
 
 
 async def ask_judge(judge: Model, asks: list[Ask], cache: bool) -> list[Answer]:
-    """Put all questions to the judge at once; Inspect limits the connections. A call that fails for good is a `Failure`.
+    """Put all questions to the judge at once; Inspect limits the connections. A call that fails is a `Failure`.
 
     Args:
         judge: The model.

@@ -6,7 +6,6 @@ from functools import cache
 from logging import getLogger
 from typing import Any
 
-from inspect_ai.model import Model
 from inspect_ai.scorer import Metric as InspectMetric
 from inspect_ai.scorer import Reference, Score, Scorer, Target, ci, mean, scorer, stderr
 from inspect_ai.solver import TaskState
@@ -92,7 +91,7 @@ def qa(resume: bool = False) -> Scorer:
     }
 )
 def monitors() -> Scorer:
-    """What a simulator would show that stays consistent by cheating: length, diversity, repetition, copying, role flips."""
+    """What a cheating simulator would show: length, diversity, repetition, persona copying, role flips."""
 
     async def score(state: TaskState, target: Target) -> Score:
         return Score(value=dict(monitor(recorded(state))))
@@ -170,9 +169,7 @@ def warn_about(judge_name: str) -> None:
     """Say once per run when the judge is not worth its verdicts."""
     if judge_name == DEFAULT_JUDGE:
         logger.warning(
-            "The judge is %s, the offline default. It is no usable judge: it tells contradictions from consistent lines "
-            "no better than chance (AUC 0.50 against a 70B judge). Name a better one with --model-role judge=MODEL.",
+            "The judge is %s, the offline default, and no usable judge: it finds contradictions no "
+            "better than chance (AUC 0.50 against a 70B judge). Name a better one with --model-role judge=MODEL.",
             judge_name,
         )
-
-

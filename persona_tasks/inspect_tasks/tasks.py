@@ -1,4 +1,4 @@
-"""The tasks: `persona_tasks/drift` holds dialogues and scores them, `persona_tasks/transcripts` scores recorded ones."""
+"""The tasks: `drift` holds dialogues and scores them, `transcripts` scores dialogues that exist already."""
 
 from __future__ import annotations
 

@@ -70,4 +70,5 @@ def draw_lines(pool: LinePool, seed: str) -> Iterator[str]:
 
 
 def fill(line: str, persona: Persona) -> str:
+    """Fill in what a partner line may name: the persona's first name and topic."""
     return line.replace("{name}", persona.first_name).replace("{topic}", persona.topic or "")

@@ -1,4 +1,4 @@
-"""The conversation, written once. A driver answers the asks; see `lockstep` and the harness folders for three of them."""
+"""The conversation, written once. A driver answers its asks: `lockstep`, or that of a harness."""
 
 from __future__ import annotations
 
@@ -122,4 +122,5 @@ def _probe(
 
 
 def question_text(question: Question, mode: ProbeMode) -> str:
+    """The question as the simulator hears it."""
     return question.question if mode == "open" else render("choice", question=question)

@@ -20,14 +20,20 @@ class Reply(BaseModel):
 
 
 class LineReply(Reply):
+    """prompt_to_line: does the line contradict the persona?"""
+
     verdict: Literal["consistent", "contradicts"]
 
 
 class ConflictReply(Reply):
+    """line_to_line: which earlier lines does the line contradict?"""
+
     conflicts: list[int] = Field(description="Numbers of the earlier lines in conflict; empty if none.")
 
 
 class OptionReply(Reply):
+    """qa: which of the five options does the answer say?"""
+
     option: int = Field(ge=0, le=5, description="Number of the option, 0 for none.")
 
 
