@@ -3,8 +3,10 @@
 import math
 
 import pytest
-from inspect_ai import score
+from inspect_ai import Task, score
+from inspect_ai.dataset import Sample
 
+from persona_tasks.inspect_tasks.dialogue import recorded_dialogue, simulated_dialogue
 from persona_tasks.inspect_tasks.scorers import line_to_line, prompt_to_line, qa
 from persona_tasks.inspect_tasks.tasks import drift, metric_names
 from persona_tasks.metrics import dialogue_score
@@ -248,3 +250,26 @@ def test_bad_parameters_say_what_to_do():
         drift(turns=0)
     with pytest.raises(ValueError, match="'x' is none of"):
         metric_names("qa,x")
+
+
+def test_the_solvers_serve_tasks_of_other_people(tmp_path):
+    """A task of one's own, made of our solvers and scorers."""
+    persona = load_bank().persona("chat-test-01")
+    held = Task(
+        dataset=[Sample(id="mine", input="-", metadata={"persona_id": persona.id})],
+        solver=simulated_dialogue(turns=2, probes=[]),
+        scorer=prompt_to_line(),
+    )
+    with ChatServer(everybody) as server:
+        log = run(held, server, tmp_path)
+        transcript = transcript_of(log.samples[0])
+        taken_up = Task(
+            dataset=[
+                Sample(id="again", input="-", metadata={"transcript": transcript.model_dump(), "persona_id": "x"})
+            ],
+            solver=recorded_dialogue(),
+            scorer=prompt_to_line(),
+        )
+        again = run(taken_up, server, tmp_path, model="none/none")
+    assert len(transcript.turns) == 2 and not transcript.probes
+    assert scores(again) == scores(log)
