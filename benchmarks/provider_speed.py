@@ -3,9 +3,9 @@
 python benchmarks/provider_speed.py [--dialogues 12] [--turns 16] [--tokens 40] [--json]
 
 Both get the same weights in bfloat16, the same personas and partner lines, greedy decoding, and all dialogues' requests
-of a turn at once. For `hf` that is its best case: `max_connections` is the number of dialogues, so that every batch is
-full and it never waits for one to fill. The two take turns, so that whatever else the machine does slows both. Each plays
-on with its own lines.
+of a turn at once. For `hf` that is its best case: `max_connections` is the number of dialogues, so every batch is full
+and it never waits for one to fill. The two take turns, so that whatever else the machine does slows both. Each plays on
+with its own lines.
 """
 
 from __future__ import annotations

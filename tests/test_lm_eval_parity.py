@@ -50,10 +50,10 @@ def assert_same(transcript: Transcript, other: Transcript) -> None:
     )
 
 
-@pytest.mark.parametrize(("partner", "mode"), [("scripted", "open"), ("model", "choice")])
-def test_lm_eval_and_inspect_agree_on_a_tiny_model(tmp_path: Path, partner: str, mode: str) -> None:
+@pytest.mark.parametrize(("partner", "probes"), [("scripted", [2]), ("model", "none")])
+def test_lm_eval_and_inspect_agree_on_a_tiny_model(tmp_path: Path, partner: str, probes: Any) -> None:
     folder = tiny_model_folder(tmp_path, max_position_embeddings=4096)
-    settings = {"turns": 3, "probes": [1, 3], "probe_mode": mode, "seed": 5, "context": True}
+    settings = {"turns": 3, "probes": probes, "seed": 5, "context": True}
     with ChatServer(everybody) as server:
         ours = evaluate(
             "hf",
@@ -63,23 +63,29 @@ def test_lm_eval_and_inspect_agree_on_a_tiny_model(tmp_path: Path, partner: str,
                 "judge": f"openai:judge@{server.url}",
                 "partner": f"openai:partner@{server.url}" if partner == "model" else "scripted",
             },
-            limit=2,
+            limit=1,
             model_args={"pretrained": str(folder), "dtype": "float32"},
-            gen_kwargs={"max_gen_toks": 24},
-            batch_size=5,
+            gen_kwargs={"max_gen_toks": 16},
+            batch_size=3,
         )
         model = get_model(f"persona/{folder}", dtype="float32", device="cpu", memoize=False)
-        log = in_inspect(drift(partner=partner, **settings), model, server, tmp_path, limit=8, max_tokens=24)
+        log = in_inspect(drift(partner=partner, **settings), model, server, tmp_path, limit=4, max_tokens=16)
 
     theirs = inspect_transcripts(log)
     held = [transcript for name in SCENARIOS for transcript in transcripts(ours, f"persona_drift_{name}")]
     assert sorted(theirs) == sorted(transcript.id for transcript in held)
-    assert len({line for transcript in held for line in transcript.lines}) > 10
+    assert len({line for transcript in held for line in transcript.lines}) > 6
     for transcript in held:
         assert_same(transcript, theirs[transcript.id])
 
     group, found = scores(ours, "persona_drift"), inspect_scores(log)
-    for metric in ("prompt_to_line", "line_to_line", "qa", "qa_without_persona", *MONITORS):
+    compared = [
+        "prompt_to_line",
+        "line_to_line",
+        *MONITORS,
+        *(["qa", "qa_without_persona"] if partner == "scripted" else []),
+    ]
+    for metric in compared:
         assert group[metric] == pytest.approx(found[metric], abs=1e-9), metric
 
     verdicts = {
@@ -94,8 +100,8 @@ def test_lm_eval_and_inspect_agree_on_a_tiny_model(tmp_path: Path, partner: str,
 
 
 def test_both_end_a_dialogue_that_outgrows_the_context_at_the_same_line(tmp_path: Path) -> None:
-    folder = tiny_model_folder(tmp_path, max_position_embeddings=1500)
-    settings = {"turns": 8, "probes": "none", "split": "dev"}
+    folder = tiny_model_folder(tmp_path, max_position_embeddings=1450)
+    settings = {"turns": 4, "probes": "none", "split": "dev"}
     with ChatServer(everybody) as server:
         judge = {"judge": f"openai:judge@{server.url}"}
         ours = evaluate(
@@ -110,7 +116,7 @@ def test_both_end_a_dialogue_that_outgrows_the_context_at_the_same_line(tmp_path
         log = in_inspect(drift(scenario="chat", **settings), model, server, tmp_path, limit=3, max_tokens=24)
     theirs = inspect_transcripts(log)
     lengths = [len(transcript.turns) for transcript in transcripts(ours)]
-    assert any(length < 8 for length in lengths)
+    assert any(length < 4 for length in lengths)
     assert lengths == [len(theirs[transcript.id].turns) for transcript in transcripts(ours)]
     for transcript in transcripts(ours):
         assert transcript.turns == theirs[transcript.id].turns
@@ -122,7 +128,7 @@ def test_lm_eval_and_inspect_agree_on_the_embedded_model(tmp_path: Path) -> None
     """The documented comparison (docs/lm-eval.md), small: evaluated model and judge are the embedded one in both."""
     from persona_tasks.embedded.weights import embedded_folder
 
-    settings = {"turns": 2, "probes": [2]}
+    settings = {"turns": 2, "probes": "none"}
     ours = evaluate(
         "hf",
         "persona_drift_therapy",

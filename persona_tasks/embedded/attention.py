@@ -9,8 +9,8 @@ not on whether its prefix was computed in the same pass, in an earlier one, or t
 sums depend on their length and grouping, so the length must be a function of the token's position alone: a query at
 position p sees the keys of positions ``0 .. (p // BLOCK + 1) * BLOCK - 1``, those after p masked. A chunk is cut where
 a block ends. What then still varies is the number of rows in a product. On CPUs, a row gets the same bits whatever the
-number of rows if that is a multiple of `ROWS`, in bfloat16 and float32 (measured: tests/test_embedded_engine.py). On GPUs
-cuBLAS may take another kernel for another number of rows, so there the last bits can still differ.
+number of rows if that is a multiple of `ROWS`, in bfloat16 and float32 (measured: tests/test_embedded_engine.py). On
+GPUs cuBLAS may take another kernel for another number of rows, so there the last bits can still differ.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -32,17 +34,27 @@ ROWS = 4  # MKL's float32 products have other kernels for the last 1 to 3 rows; 
 
 
 @dataclass
-class Piece:
-    """Consecutive new tokens of one sequence that lie in one block: one attention call per layer.
+class Group:
+    """Pieces of the same size and length, computed by one attention call per layer.
+
+    A piece is what is new of one sequence in one block.
 
     Attributes:
-        views: Keys and values of the sequence up to the end of the block, for each layer in turn,
-            each ``[1, kv_heads, length, head_dim]``.
-        mask: ``[1, 1, rows, length]``, 0 or -inf.
+        size: Rows of each piece, a multiple of `ROWS`.
+        views: For each piece the keys and values of its sequence up to the end of the block, layer by layer, each
+            ``[1, kv_heads, length, head_dim]``.
+        mask: ``[pieces, 1, size, length]``, 0 or -inf.
     """
 
-    views: Sequence[Tensor]
+    size: int
+    views: list[Sequence[Tensor]]
     mask: Tensor
+
+    def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Those of all pieces, ``[pieces, kv_heads, length, head_dim]`` each; copied if there are several."""
+        if len(self.views) == 1:
+            return self.views[0][2 * layer], self.views[0][2 * layer + 1]
+        return torch.cat([v[2 * layer] for v in self.views]), torch.cat([v[2 * layer + 1] for v in self.views])
 
 
 @dataclass
@@ -52,18 +64,17 @@ class Plan:
     Attributes:
         store: Keys and values of all sequences.
         slots: ``[N]``, the slot that the keys and values of each packed token go to.
-        rows: ``[R]``, for each attention row its place among ``token * group + head_in_group``. Rows repeat to fill up
-            each piece to a multiple of `ROWS`.
-        sizes: Rows of each piece; they sum to R.
-        back: ``[N * group]``, the attention row of each ``token * group + head_in_group``.
+        rows: ``[R]``, for each attention row its place among ``token * heads_per_kv_head + head``. Rows repeat to fill
+            up each piece.
+        back: ``[N * heads_per_kv_head]``, the other way round.
+        groups: In the order of their rows.
     """
 
     store: KeyValueStore
     slots: Tensor
     rows: Tensor
-    sizes: list[int]
     back: Tensor
-    pieces: list[Piece]
+    groups: list[Group]
 
 
 @dataclass(frozen=True)
@@ -75,61 +86,47 @@ class Chunk:
     count: int
 
 
-def make_plan(store: KeyValueStore, chunks: Sequence[Chunk], group: int, dtype: torch.dtype, width: int) -> Plan:
+def make_plan(store: KeyValueStore, chunks: Sequence[Chunk], heads: int, dtype: torch.dtype, width: int) -> Plan:
     """Plan the attention of one forward pass.
 
     Args:
         store: Where the sequences' keys and values are.
         chunks: What is new, in the order in which it is packed.
-        group: Query heads per key/value head.
+        heads: Query heads per key/value head.
         dtype: Of the queries.
         width: N, at least the number of new tokens; those beyond are padding and write to the store's scratch slot.
     """
-    slots: list[int] = []
-    rows: list[int] = []
-    sizes: list[int] = []
-    row_positions: list[int] = []
-    back: list[int] = []
-    lengths: list[int] = []
-    spans: list[Span] = []
+    slots = np.full(width, store.scratch)
+    pieces: dict[tuple[int, int], list[tuple[Span, int, int, int]]] = {}
+    token = 0
     for chunk in chunks:
         position, end = chunk.first, chunk.first + chunk.count
+        slots[token : token + chunk.count] = np.arange(position, end) + chunk.span.start
         while position < end:
             length = (position // BLOCK + 1) * BLOCK
             count = min(end, length) - position
-            token = len(slots)
-            slots += range(chunk.span.start + position, chunk.span.start + position + count)
-            back += range(len(rows), len(rows) + count * group)
-            real = count * group
-            size = -(-real // ROWS) * ROWS
-            rows += range(token * group, token * group + real)
-            rows += [token * group + real - 1] * (size - real)
-            row_positions += [position + row // group for row in range(real)]
-            row_positions += [position + count - 1] * (size - real)
-            sizes.append(size)
-            lengths.append(length)
-            spans.append(chunk.span)
-            position += count
-    padding = width - len(slots)
-    slots += [store.scratch] * padding
-    back += [0] * (padding * group)
+            size = -(-count * heads // ROWS) * ROWS
+            pieces.setdefault((size, length), []).append((chunk.span, token, position, count))
+            position, token = position + count, token + count
 
-    device = store.device
-    positions = torch.tensor(row_positions, device=device)
-    hidden = torch.arange(max(lengths), device=device) > positions[:, None]
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
-    pieces, first = [], 0
-    for span, size, length in zip(spans, sizes, lengths, strict=True):
-        pieces.append(Piece(store.views(span, length), mask[None, None, first : first + size, :length]))
-        first += size
-    return Plan(
-        store=store,
-        slots=torch.tensor(slots, device=device),
-        rows=torch.tensor(rows, device=device),
-        sizes=sizes,
-        back=torch.tensor(back, device=device),
-        pieces=pieces,
-    )
+    rows, groups, first = [], [], 0
+    back = np.zeros(width * heads, np.int64)
+    for (size, length), members in pieces.items():
+        positions = []
+        for _, token, position, count in members:
+            local = np.minimum(np.arange(size), count * heads - 1)
+            rows.append(token * heads + local)
+            positions.append(position + local // heads)
+            back[token * heads : (token + count) * heads] = np.arange(first, first + count * heads)
+            first += size
+        hidden = torch.from_numpy(np.stack(positions))[:, None, :, None] < torch.arange(length)
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).to(store.device)
+        groups.append(Group(size, [store.views(span, length) for span, *_ in members], mask))
+
+    def tensor(values: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values).to(store.device)
+
+    return Plan(store, tensor(slots), tensor(np.concatenate(rows)), tensor(back), groups)
 
 
 def packed_attention(
@@ -166,17 +163,21 @@ def packed_attention(
         raise UnsupportedModel(f"layer {layer} has keys {tuple(key.shape)}, not {kv_heads} heads of {head_dim}")
     store.write(layer, packed.slots, key[0], value[0])
     tokens = query.shape[2]
-    group = query.shape[1] // kv_heads
-    # [1, heads, N, d] -> [N * group, kv_heads, d]; models keep queries token-major, so this is one copy at most
-    by_token = query[0].unflatten(0, (kv_heads, group)).permute(2, 1, 0, 3).reshape(tokens * group, kv_heads, head_dim)
-    taken = by_token.index_select(0, packed.rows).transpose(0, 1).unsqueeze(0)
-    done = []
-    for part, piece in zip(taken.split(packed.sizes, dim=2), packed.pieces, strict=True):
-        keys, values = piece.views[2 * layer], piece.views[2 * layer + 1]
-        out = scaled_dot_product_attention(part, keys, values, attn_mask=piece.mask, scale=scaling)
-        done.append(out.transpose(1, 2))
-    result = torch.cat(done, dim=1)[0].index_select(0, packed.back)
-    return result.view(1, tokens, group, kv_heads, head_dim).transpose(2, 3).reshape(1, tokens, -1, head_dim), None
+    heads = query.shape[1] // kv_heads
+    # [1, heads, N, d] -> [N * heads per kv head, kv_heads, d]
+    by_token = query[0].unflatten(0, (kv_heads, heads)).permute(2, 1, 0, 3).reshape(tokens * heads, kv_heads, head_dim)
+    taken = by_token.index_select(0, packed.rows)
+    done, first = [], 0
+    for group in packed.groups:
+        pieces = len(group.views)
+        last = first + pieces * group.size
+        part = taken[first:last].view(pieces, group.size, kv_heads, head_dim).transpose(1, 2)
+        keys, values = group.keys_values(layer)
+        out = scaled_dot_product_attention(part, keys, values, attn_mask=group.mask, scale=scaling)
+        done.append(out.transpose(1, 2).reshape(-1, kv_heads, head_dim))
+        first = last
+    result = torch.cat(done).index_select(0, packed.back)
+    return result.view(1, tokens, heads, kv_heads, head_dim).transpose(2, 3).reshape(1, tokens, -1, head_dim), None
 
 
 AttentionInterface.register(NAME, packed_attention)
