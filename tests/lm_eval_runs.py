@@ -29,6 +29,8 @@ class ChatLM(LM):  # type: ignore[misc]
         options: The generation options of each prompt, in the same shape.
     """
 
+    tokenizer_name = "chat"
+
     def __init__(self, reply: Callable[[str], str] | None = None):
         super().__init__()
         self.reply = reply or (lambda prompt: "line " + hashlib.sha256(prompt.encode()).hexdigest()[:8])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -308,6 +309,17 @@ def test_models_that_would_be_computed_wrongly_are_refused(tmp_path: Path, confi
         setattr(made, key, value)
     with pytest.raises(UnsupportedModel):
         ModelShape.of(made)
+
+
+def test_an_engine_that_nobody_holds_is_gone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persona_tasks.embedded.engine.CHECK_SECONDS", 0.01)
+    engine = Engine.load(str(folder), "float32")
+    engine.generate([Request(prompt(20), 5)])
+    thread, gone = engine._thread, weakref.ref(engine)
+    del engine
+    assert thread is not None
+    thread.join(5)
+    assert not thread.is_alive() and gone() is None
 
 
 MESSAGES = [

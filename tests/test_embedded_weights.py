@@ -17,7 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from persona_tasks.embedded import weights
+from persona_tasks.embedded import conversion, weights
 from persona_tasks.embedded.weights import DEFAULT, MODELS, Adapter, WeightsError, embedded_folder, load_model, locate
 from tests.tiny import tiny_model_folder
 
@@ -31,11 +31,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
     monkeypatch.setattr(weights, "_packaged", lambda model: gguf if gguf.exists() else None)
-    monkeypatch.setattr(weights, "_convert", quick_convert)
+    monkeypatch.setattr(conversion, "convert", quick_convert)
     return tmp_path / "cache" / "models" / DEFAULT
 
 
-def quick_convert(model: Any, gguf: Path, target: Path) -> None:
+def quick_convert(gguf: Path, target: Path, title: str) -> None:
     target.mkdir()
     (target / "config.json").write_text("{}")
     (target / "model.safetensors").write_bytes(gguf.read_bytes() * 1000)
@@ -106,14 +106,14 @@ def test_the_hub_is_last_and_offline_the_error_says_what_to_install(
         embedded_folder()
 
 
-def slow_convert(model: Any, gguf: Path, target: Path) -> None:
-    quick_convert(model, gguf, target)
+def slow_convert(gguf: Path, target: Path, title: str) -> None:
+    quick_convert(gguf, target, title)
     time.sleep(0.5)
 
 
 def convert_in_process(gguf: Path, convert: Any) -> None:
     weights._packaged = lambda model: gguf  # type: ignore[assignment]
-    weights._convert = convert
+    conversion.convert = convert
     embedded_folder()
 
 

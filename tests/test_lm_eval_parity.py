@@ -13,12 +13,14 @@ from inspect_ai.model import get_model
 from persona_tasks.inspect_tasks.record import DriftRecord
 from persona_tasks.inspect_tasks.tasks import drift
 from persona_tasks.monitors import MONITORS
+from persona_tasks.personas import load_bank
+from persona_tasks.protocol.prompts import simulator_prompt
 from persona_tasks.transcript import Transcript
 from tests.chat_server import ChatServer
 from tests.inspect_runs import everybody, model_at
 from tests.inspect_runs import scores as inspect_scores
 from tests.lm_eval_runs import evaluate, judged, scores, transcripts
-from tests.tiny import tiny_model_folder
+from tests.tiny import tiny_model_folder, tiny_tokenizer
 
 SCENARIOS = ("chat", "education", "service", "therapy")
 
@@ -100,7 +102,10 @@ def test_lm_eval_and_inspect_agree_on_a_tiny_model(tmp_path: Path, partner: str,
 
 
 def test_both_end_a_dialogue_that_outgrows_the_context_at_the_same_line(tmp_path: Path) -> None:
-    folder = tiny_model_folder(tmp_path, max_position_embeddings=1450)
+    bank = load_bank()
+    told = [simulator_prompt(persona, bank.scenarios["chat"]) for persona in bank.select("chat", "dev")[:3]]
+    longest = max(len(tokens) for tokens in tiny_tokenizer(None)(told)["input_ids"])
+    folder = tiny_model_folder(tmp_path, max_position_embeddings=longest + 150)
     settings = {"turns": 4, "probes": "none", "split": "dev"}
     with ChatServer(everybody) as server:
         judge = {"judge": f"openai:judge@{server.url}"}

@@ -243,6 +243,7 @@ def test_the_harness_seeds_do_not_change_a_greedy_run_and_ours_changes_the_partn
         ({"judge": "openai:m@https://host/v1?key=1"}, "keys belong into the environment"),
         ({"partner": "model"}, "partner='model'"),
         ({"personas": "/no/such/folder"}, "personas: /no/such/folder: not a folder"),
+        ({"turn": 3}, "turn: there is no such setting; turns?"),
         ({"probe_mode": "both"}, "probe_mode='both'"),
     ],
 )

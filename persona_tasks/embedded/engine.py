@@ -11,6 +11,7 @@ probe on a fork, a judge's prompt about the same persona) costs its new tokens o
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from threading import Condition, Lock, Thread
@@ -38,7 +39,7 @@ from persona_tasks.embedded.weights import DEFAULT, load_model, weights_version
 
 __all__ = ["Completion", "ContextOverflow", "Engine", "Request", "Stats", "TokenLogprob", "UnsupportedModel"]
 
-IDLE_SECONDS = 5.0  # the worker thread ends when there is nothing to do for so long, and is started again on demand
+CHECK_SECONDS = 5.0  # how often an idle worker thread looks whether its engine is still there
 
 
 class Engine:
@@ -156,31 +157,30 @@ class Engine:
         with self._wake:
             self._inbox += jobs
             self._wake.notify()
-            if jobs and (self._thread is None or not self._thread.is_alive()):  # not alive: after a fork
-                self._thread = Thread(target=self._work, name="persona-engine", daemon=True)
+            if self._thread is None or not self._thread.is_alive():  # not alive: after a fork
+                # the thread must not keep the engine alive, or its memory would never be free again
+                arguments = (weakref.ref(self), self._wake, self._inbox)
+                self._thread = Thread(target=_serve, args=arguments, name="persona-engine", daemon=True)
                 self._thread.start()
         return [job.future for job in jobs]
 
-    def _work(self) -> None:
-        """The worker thread: the only one that touches the model, the cache and running jobs."""
-        with torch.inference_mode():
-            while True:
-                with self._wake:
-                    busy = self._waiting or self._running
-                    if not busy and not self._wake.wait_for(lambda: bool(self._inbox), IDLE_SECONDS):
-                        self._thread = None
-                        return
-                    self._waiting += self._inbox
-                    self._inbox.clear()
-                try:
-                    self._step()
-                except Exception as error:  # out of memory, a model we don't support: nobody must wait forever
-                    for job in list(self._running):
-                        self._leave(job)
-                        _resolve(job.future, error)
-                    for job in self._waiting:
-                        _resolve(job.future, error)
-                    self._waiting.clear()
+    def _run(self) -> None:
+        """Step until there is nothing to do. Only the worker thread touches the model, the cache and running jobs."""
+        while True:
+            with self._wake:
+                self._waiting += self._inbox
+                self._inbox.clear()
+            if not (self._waiting or self._running):
+                return
+            try:
+                self._step()
+            except Exception as error:  # out of memory, a model we don't support: nobody must wait forever
+                for job in list(self._running):
+                    self._leave(job)
+                    _resolve(job.future, error)
+                for job in self._waiting:
+                    _resolve(job.future, error)
+                self._waiting.clear()
 
     def _step(self) -> None:
         for job in [job for job in self._running if job.future.cancelled()]:
@@ -268,6 +268,20 @@ class Engine:
         self._running.remove(job)
         if job.sequence is not None:
             self.cache.close(job.sequence, self.reuse)
+
+
+def _serve(reference: weakref.ref[Engine], wake: Condition, inbox: list[Job]) -> None:
+    """The worker thread of one engine; it ends when the engine is gone."""
+    with torch.inference_mode():
+        while True:
+            with wake:
+                if not inbox:
+                    wake.wait(CHECK_SECONDS)
+            engine = reference()
+            if engine is None:
+                return
+            engine._run()
+            del engine
 
 
 def _resolve(future: Future[Completion], result: Completion | Exception) -> None:

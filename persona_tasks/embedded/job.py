@@ -54,7 +54,10 @@ class Job:
             The completion if this was its last token; else None, and the sequence is one token longer.
         """
         request, token = self.request, likeliest
-        if request.temperature > 0:
+        if request.allowed:
+            among = logits[list(request.allowed)]
+            token = request.allowed[int(among.argmax())]
+        elif request.temperature > 0:
             token = sample(logits, request.temperature, request.top_p, request.top_k, self._random.random())
         self.ids.append(token)
         if request.logprobs is not None:

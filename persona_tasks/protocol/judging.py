@@ -16,6 +16,7 @@ from persona_tasks.protocol.verdicts import (
     OptionReply,
     Reply,
     Unreadable,
+    conflict_reply,
     match_letter,
     match_text,
     read_reply,
@@ -28,10 +29,11 @@ DEFAULT_JUDGE = "persona/smollm2-135m"
 
 @dataclass(frozen=True)
 class Item:
-    """One question to the judge: the verdict it will fill, the ask, and what the judged texts are."""
+    """One question to the judge: the verdict it will fill, the ask, the reply's form, and what the judged texts are."""
 
     verdict: Verdict
     ask: Ask
+    form: type[Reply]
     material: tuple[str, ...]
     settle: Callable[[Verdict, Reply], Verdict]
 
@@ -90,7 +92,7 @@ def _prompt_to_line(transcript: Transcript, context: bool) -> list[Verdict | Ite
         body = Message("user", render("prompt_to_line_question", line=turn.line, partner_line=heard))
         ask = Ask("judge", (head, body), "verdict", number, LineReply)
         material = (turn.line, turn.partner, transcript.persona_text)
-        entries.append(Item(verdict, ask, material, _settle_line))
+        entries.append(Item(verdict, ask, LineReply, material, _settle_line))
     return entries
 
 
@@ -104,8 +106,9 @@ def _line_to_line(transcript: Transcript) -> list[Verdict | Item]:
             entries.append(verdict)
             continue
         body = Message("user", render("line_to_line_question", line=line, history=history))
-        ask = Ask("judge", (head, body), "verdict", number, ConflictReply)
-        entries.append(Item(verdict, ask, (line, *(said for _, said in history)), _settle_conflicts(dict(history))))
+        ask = Ask("judge", (head, body), "verdict", number, conflict_reply(number - 1))
+        material = (line, *(said for _, said in history))
+        entries.append(Item(verdict, ask, ConflictReply, material, _settle_conflicts(dict(history))))
     return entries
 
 
@@ -129,7 +132,8 @@ def _option(transcript: Transcript, number: int) -> Verdict | Item:
             return open_verdict.model_copy(update={"reason": f"says none of the options: {reply.reason}"})
         return _chosen(open_verdict, reply.option - 1, question.answer, reply.reason)
 
-    return Item(verdict, Ask("judge", (head, body), "verdict", probe.turn, OptionReply), (probe.answer,), settle)
+    ask = Ask("judge", (head, body), "verdict", probe.turn, OptionReply)
+    return Item(verdict, ask, OptionReply, (probe.answer,), settle)
 
 
 def _chosen(verdict: Verdict, option: int, right: int, reason: str) -> Verdict:
@@ -159,9 +163,7 @@ def _settle(item: Item, answer: Answer) -> tuple[Verdict, str]:
     if isinstance(answer, Failure):
         return item.verdict.model_copy(update={"reason": f"judge failed: {answer.reason}"}), ""
     try:
-        form = item.ask.schema
-        assert form is not None and issubclass(form, Reply)
-        return item.settle(item.verdict, read_reply(answer, form, item.material)), ""
+        return item.settle(item.verdict, read_reply(answer, item.form, item.material)), ""
     except Unreadable as error:
         return item.verdict.model_copy(update={"reason": f"unreadable: {error}", "answer": answer}), str(error)
 

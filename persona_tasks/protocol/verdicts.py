@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import Literal, TypeVar
+from functools import cache
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
 
 from persona_tasks.personas import Question
 
@@ -34,7 +35,19 @@ class ConflictReply(Reply):
 class OptionReply(Reply):
     """qa: which of the five options does the answer say?"""
 
-    option: int = Field(ge=0, le=5, description="Number of the option, 0 for none.")
+    option: Literal[0, 1, 2, 3, 4, 5] = Field(description="Number of the option, 0 for none.")
+
+
+@cache
+def conflict_reply(earlier: int) -> type[ConflictReply]:
+    """The schema of a `ConflictReply` about lines 1 to `earlier`, for judges that are held to a schema."""
+    # spelled out, since the schema of a Literal with one value is a `const`, which Inspect does not pass on
+    numbers = WithJsonSchema({"type": "integer", "enum": list(range(1, earlier + 1))})
+    field = (
+        list[Annotated[int, numbers]],
+        Field(description="Numbers of the earlier lines in conflict; empty if none."),
+    )
+    return create_model("ConflictReply", __base__=ConflictReply, conflicts=field)
 
 
 AnyReply = TypeVar("AnyReply", bound=Reply)

@@ -1,0 +1,61 @@
+"""Replies of a given form from a model too small to write JSON: it only chooses among the replies that there can be.
+
+A judge's reply is a JSON object with a free reason and one field of few values. All of them are written out, with an
+empty reason, and the model is asked for a token wherever they differ: once for a verdict, where it chooses between
+"consistent" and "contradicts". Of several lines in conflict it can name one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from persona_tasks.embedded.request import Request
+
+Choice = Generator[Request, int, str]
+
+
+def possible_replies(schema: Mapping[str, Any]) -> list[str] | None:
+    """Every reply that a JSON schema allows, free texts left empty and lists no longer than one; None if they are many.
+
+    >>> possible_replies({"properties": {"reason": {"type": "string"}, "ok": {"enum": ["yes", "no"]}}})
+    ['{"reason": "", "ok": "yes"}', '{"reason": "", "ok": "no"}']
+    """
+    fields: list[list[Any]] = []
+    for field in schema.get("properties", {}).values():
+        values = (field.get("items") or {}).get("enum")
+        if field.get("enum"):
+            fields.append(list(field["enum"]))
+        elif field.get("type") == "string":
+            fields.append([""])
+        elif field.get("type") == "array" and values:
+            fields.append([[], *([value] for value in values)])
+        else:
+            return None
+    names = list(schema.get("properties", {}))
+    return [json.dumps(dict(zip(names, values, strict=True))) for values in product(*fields)] or None
+
+
+def choose(prompt: Sequence[int], replies: Sequence[str], tokenizer: Any) -> Choice:
+    """Ask for the next token wherever the replies that are left differ, until one is left.
+
+    Args:
+        prompt: Ids of the prompt, up to where the reply begins.
+        replies: All possible replies.
+        tokenizer: The model's.
+
+    Yields:
+        Requests for one token out of a few; send the id that was generated.
+
+    Returns:
+        The reply chosen.
+    """
+    left = {reply: tokenizer(reply, add_special_tokens=False)["input_ids"] for reply in replies}
+    while len(left) > 1:
+        shared = next(place for place, ids in enumerate(zip(*left.values(), strict=False)) if len(set(ids)) > 1)
+        after = [*prompt, *next(iter(left.values()))[:shared]]
+        token = yield Request(after, max_tokens=1, allowed=sorted({ids[shared] for ids in left.values()}))
+        left = {reply: ids for reply, ids in left.items() if ids[shared] == token}
+    return next(iter(left))
