@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## twelve dialogues with the embedded model, scored
-	$(BIN)/inspect eval persona_tasks/drift --limit 12 --log-dir logs --no-log-realtime
+	$(BIN)/inspect eval persona_tasks/drift --limit 12 -T turns=4 -T probes=4 --log-dir logs
 	$(BIN)/persona-tasks score "$$(ls -t logs/*.eval | head -1)"
 	@echo "See the dialogues: $(BIN)/inspect view --log-dir logs"
 

@@ -1,0 +1,1 @@
+"""Side-by-side comparisons: each script prints its own table, and says in its first line what it compares."""

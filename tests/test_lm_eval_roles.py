@@ -185,7 +185,7 @@ def test_names(spec: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_local_model_answers_and_fails_where_the_context_is_full(tmp_path: Path) -> None:
     role = open_role(str(tiny_model_folder(tmp_path, max_position_embeddings=512)), "judge")
     role.prepare()
-    short, long = asks(1), [Ask("judge", (Message("user", "word " * 400),), "verdict")]
+    short, long = asks(1, LineReply), [Ask("judge", (Message("user", "word " * 400),), "verdict", 1, LineReply)]
     first, second = role.answer([*short, *long])
     assert isinstance(first, str)
     assert isinstance(second, Failure) and "context window is full" in second.reason

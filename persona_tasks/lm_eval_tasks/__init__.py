@@ -1,8 +1,9 @@
 """Tasks for lm-evaluation-harness: `lm_eval --tasks persona_drift` and `lm_eval --tasks persona_qa`.
 
-The folder `persona_drift` beside this file is what the harness finds (YAML and a shim). The code is here:
+The folder `persona_drift` beside this file is what the harness finds (YAML and a README). The code is here:
 
-    task.py      the two task classes: documents in, metrics out
+    task.py      `persona_drift`: documents in, one request per dialogue, metrics out
+    qa.py        `persona_qa`: questions by log-likelihood, no dialogue and no judge
     rollout.py   the new request type: turn t of all dialogues is one call of `generate_until`
     render.py    messages to whatever the evaluated model takes
     roles.py     judge and partner: an endpoint, a local model, or the embedded one

@@ -11,7 +11,6 @@ import datasets
 import torch
 from lm_eval.api.task import ConfigurableTask
 
-from persona_tasks.lm_eval_tasks.qa import PersonaQA
 from persona_tasks.lm_eval_tasks.roles import open_role
 from persona_tasks.lm_eval_tasks.rollout import REQUEST_TYPE, DialogueRequest
 from persona_tasks.lm_eval_tasks.scores import drift_metrics, judge_all
@@ -20,8 +19,6 @@ from persona_tasks.personas import load_bank
 from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.prompts import persona_text, simulator_prompt
 from persona_tasks.transcript import Judged, Transcript
-
-__all__ = ["PersonaDrift", "PersonaQA", "process_results"]
 
 Doc = dict[str, Any]
 
