@@ -148,6 +148,7 @@ def test_lm_eval_and_inspect_agree_on_the_embedded_model(tmp_path: Path) -> None
         model=model,
         limit=2,
         max_tokens=40,
+        temperature=0,
         log_dir=str(tmp_path),
         display="none",
     )
