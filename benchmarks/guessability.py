@@ -39,7 +39,8 @@ class Reader:
         prompt = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         options = [self.tokenizer(option, add_special_tokens=False)["input_ids"] for option in question.options]
         rows = [torch.tensor(prompt + option) for option in options]
-        logits = self.model(pad_sequence(rows, batch_first=True)).logits[:, len(prompt) - 1 :].float()
+        batch = pad_sequence(rows, batch_first=True)
+        logits = self.model(batch, logits_to_keep=batch.shape[1] - len(prompt) + 1).logits.float()
         scores = []
         for row, option in zip(logits.log_softmax(-1), options, strict=True):
             scores.append(row[range(len(option)), option].mean().item())

@@ -63,25 +63,58 @@ def score(
     format: Annotated[str, typer.Option(help="auto, jsonl, consistent-llms, messages or inspect.")] = "auto",
     speaker: Annotated[int, typer.Option(min=1, max=2, help="consistent-llms: which speaker is the simulator.")] = 2,
     parse: Annotated[str, typer.Option(help="consistent-llms: `strict`, or as the `authors` read it.")] = "strict",
+    judge: Annotated[str | None, typer.Option(help="For lm-eval samples that are not judged yet.")] = None,
     as_json: JSON = False,
 ) -> None:
-    """Compute metrics from the verdicts stored in files. No model is asked.
+    """Compute metrics from the verdicts stored in files. Only lm-eval's samples without verdicts are judged first.
 
     Examples:
 
         persona-tasks score logs/2026-11-22T10-00-00_drift_abc.eval
 
         persona-tasks score dialogues.json --format consistent-llms --speaker 2 --json
+
+        persona-tasks score out/model/samples_persona_drift_*.jsonl --judge openai:MODEL@http://localhost:8000/v1
     """
-    from persona_tasks.scoring import score_file
+    from persona_tasks.lm_eval_tasks.samples import is_samples_file, judge_samples
+    from persona_tasks.protocol.judging import DEFAULT_JUDGE
+    from persona_tasks.scoring import score_file, summarise
     from persona_tasks.tables import show, summary_tables
     from persona_tasks.transcript import TranscriptError
 
     try:
-        summary = score_file(files, format=format, speaker=speaker, parse=parse)
+        if all(file.is_file() and file.suffix == ".jsonl" and is_samples_file(file) for file in files):
+            summary = summarise(judge_samples(files, judge or DEFAULT_JUDGE))
+        elif judge:
+            raise ValueError("--judge judges lm-eval's samples; judge other files with persona_tasks/transcripts")
+        else:
+            summary = score_file(files, format=format, speaker=speaker, parse=parse)
     except (TranscriptError, OSError, ValueError) as error:
         _fail(error)
     show(summary, as_json, *summary_tables(summary))
+
+
+@app.command(
+    "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-eval with our tasks, also where they are not installed beside its own. All arguments are lm-eval's.
+
+    Example:
+
+        persona-tasks lm-eval --tasks persona_drift --model hf --model_args pretrained=MODEL
+    """
+    from persona_tasks.lm_eval_tasks.command import run_lm_eval
+
+    run_lm_eval(context.args)
+
+
+@app.command("lm-eval-path")
+def lm_eval_path() -> None:
+    """Print the folder of our lm-eval tasks, for `lm_eval --include_path "$(persona-tasks lm-eval-path)"`."""
+    from persona_tasks.lm_eval_tasks import TASKS
+
+    typer.echo(str(TASKS))
 
 
 def _fail(error: Exception) -> NoReturn:
