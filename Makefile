@@ -29,7 +29,7 @@ lint: setup ## ruff, strict type checks, the Inspect register's rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/inspect-evals-lint
+	$(BIN)/inspect-evals-lint persona_tasks
 
 test: setup lint ## everything that CI checks
 	$(BIN)/pytest
