@@ -16,7 +16,7 @@ from persona_tasks.protocol.lockstep import lockstep
 from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.play import play
 from persona_tasks.transcript import METRICS, Transcript, Verdict
-from tests.tiny import tiny_model_folder
+from tests.tiny import tiny_model_folder, tiny_tokenizer
 
 
 def run(model: str, log_dir: Path, **options: Any) -> EvalLog:
@@ -53,13 +53,15 @@ def test_lockstep_and_inspect_are_the_same_on_the_embedded_model(tmp_path):
 
 @pytest.mark.parametrize("template", ["no_system", "ignores_system"])
 def test_a_template_without_a_system_role_still_hears_the_persona(tmp_path, template):
-    """The same weights say the same whether the persona is a system message or, folded in, part of the first line."""
+    """Both of the simulator's prompts are longer than the persona alone. The judge, another model, is counted apart."""
     folder = tiny_model_folder(tmp_path, template, max_position_embeddings=8192)
-    log = run(f"persona/{folder}", tmp_path / "logs", limit=1, max_tokens=8, task={"turns": 2, "probes": "none"})
+    judge_model = f"persona/{tiny_model_folder(tmp_path, seed=1, max_position_embeddings=8192)}"
+    options = {"judge": judge_model, "limit": 1, "max_tokens": 8, "task": {"turns": 2, "probes": "none"}}
+    log = run(f"persona/{folder}", tmp_path / "logs", **options)
     usage = log.stats.model_usage[f"persona/{folder}"]
     assert len(transcript_of(log.samples[0]).turns) == 2
-    persona = load_bank().persona(log.samples[0].id)
-    assert usage.input_tokens + (usage.input_tokens_cache_read or 0) > 2 * len(persona.description) / 2
+    persona_tokens = len(tiny_tokenizer(None)(transcript_of(log.samples[0]).persona_text)["input_ids"])
+    assert usage.input_tokens + (usage.input_tokens_cache_read or 0) > 2 * persona_tokens
 
 
 def test_a_context_that_overflows_ends_the_dialogue_and_keeps_the_persona(tmp_path):

@@ -8,10 +8,9 @@ from functools import cache
 from logging import getLogger
 
 from persona_tasks.lm_eval_tasks.roles import Role
-from persona_tasks.lm_eval_tasks.settings import DEFAULT_JUDGE
 from persona_tasks.metrics import coverage, dialogue_score, drift_slope, floor_score, outcome_grid
 from persona_tasks.monitors import monitor
-from persona_tasks.protocol.judging import judge
+from persona_tasks.protocol.judging import DEFAULT_JUDGE, judge
 from persona_tasks.protocol.lockstep import lockstep
 from persona_tasks.transcript import METRICS, Judged, Transcript
 
@@ -56,11 +55,11 @@ def drift_metrics(judged: Judged) -> dict[str, float]:
 
 
 @cache
-def warn_about(judge: str) -> None:
+def warn_about(judge_name: str) -> None:
     """Say once per run when the judge is not worth its verdicts."""
-    if judge == DEFAULT_JUDGE:
+    if judge_name == DEFAULT_JUDGE:
         logger.warning(
             "The judge is %s, the offline default. It tells contradictions from consistent lines no better than "
             "chance: name a better one with --metadata judge=openai:MODEL@BASE_URL.",
-            judge,
+            judge_name,
         )

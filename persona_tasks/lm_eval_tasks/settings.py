@@ -9,11 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from persona_tasks.personas import BankError, load_bank
+from persona_tasks.protocol.judging import DEFAULT_JUDGE
 from persona_tasks.protocol.probes import probe_turns
 from persona_tasks.protocol.prompts import prompts_hash
 from persona_tasks.transcript import ProbeMode
-
-DEFAULT_JUDGE = "persona/smollm2-135m"
 
 
 class Settings(BaseModel):
