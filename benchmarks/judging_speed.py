@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 os.environ.setdefault("LOCAL_API_KEY", "none")
@@ -60,6 +64,27 @@ def reply(request: Request) -> Reply:
     return Reply('{"reason": "Nothing speaks against it.", ' + form + "}", delay=LATENCY)
 
 
+def serve(end: Connection) -> None:
+    """Serve until told to stop; any other message is answered with the number of requests so far."""
+    with ChatServer(reply) as server:
+        end.send(server.url)
+        while end.recv() != "stop":
+            end.send(len(server.log))
+
+
+@contextmanager
+def server_process() -> Iterator[tuple[str, Connection]]:
+    """A server in a process of its own, as a real one is, so that it takes no time from the client's interpreter."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
+    process.start()
+    try:
+        yield here.recv(), here
+    finally:
+        here.send("stop")
+        process.join(5)
+
+
 def main() -> None:
     """Run both ways and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,11 +95,11 @@ def main() -> None:
     console = Console(stderr=True)
     dialogues = transcripts(options.transcripts, options.lines)
 
-    with tempfile.TemporaryDirectory() as folder, ChatServer(reply) as server:
+    with tempfile.TemporaryDirectory() as folder, server_process() as (url, server):
         file = Path(folder) / "dialogues.jsonl"
         append_jsonl(file, [Judged(transcript=t) for t in dialogues])
         os.environ["INSPECT_CACHE_DIR"] = folder
-        model = get_model("openai-api/local/judge", base_url=server.url, api_key="none", memoize=False)
+        model = get_model("openai-api/local/judge", base_url=url, api_key="none", memoize=False)
         model.config.max_connections = CONNECTIONS
         start = time.perf_counter()
         [log] = inspect_eval(
@@ -89,9 +114,10 @@ def main() -> None:
         ours = time.perf_counter() - start
         if log.status != "success" or log.results is None:
             sys.exit(f"the run ended with status {log.status}: {log.error}")
-        calls = len(server.log)
+        server.send("count")
+        calls = server.recv()
 
-        client = OpenAI(base_url=server.url, api_key="none")
+        client = OpenAI(base_url=url, api_key="none")
 
         def one_by_one(asks: list[Ask]) -> list[str]:
             answers = []
@@ -104,7 +130,8 @@ def main() -> None:
         start = time.perf_counter()
         lockstep([judge(t, ["prompt_to_line", "line_to_line"]) for t in dialogues], one_by_one)
         theirs = time.perf_counter() - start
-        again = len(server.log) - calls
+        server.send("count")
+        again = server.recv() - calls
 
     result = {"calls": calls, "calls_one_by_one": again, "seconds": ours, "seconds_one_by_one": theirs}
     result["speedup"] = theirs / ours
