@@ -11,7 +11,7 @@ from torch import Tensor
 
 from persona_tasks.embedded.kv import Ids, TokenSequence
 from persona_tasks.embedded.request import Completion, Request, StopReason
-from persona_tasks.embedded.sampling import TokenLogprob, random_source, sample, token_logprob
+from persona_tasks.embedded.sampling import TokenLogprob, penalised, random_source, sample, token_logprob
 
 
 @dataclass(eq=False)
@@ -54,6 +54,9 @@ class Job:
             The completion if this was its last token; else None, and the sequence is one token longer.
         """
         request, token = self.request, likeliest
+        if request.frequency_penalty:
+            logits = penalised(logits, self.ids, request.frequency_penalty)
+            token = int(logits.argmax())
         if request.allowed:
             among = logits[list(request.allowed)]
             token = request.allowed[int(among.argmax())]
