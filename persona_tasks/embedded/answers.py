@@ -60,7 +60,7 @@ def engine_answers(
                     answers[index] = job
                     continue
                 try:
-                    running[index] = (choice, choice.send(job.result().ids[0]))
+                    running[index] = (choice, choice.send(job.result()))
                 except StopIteration as end:
                     answers[index] = end.value
         return [answers[index] for index in range(len(asks))]

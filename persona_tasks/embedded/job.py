@@ -38,6 +38,7 @@ class Job:
     reused: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    among: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self._random = random_source(self.request.seed, self.prompt)
@@ -60,6 +61,7 @@ class Job:
         if request.allowed:
             among = logits[list(request.allowed)]
             token = request.allowed[int(among.argmax())]
+            self.among = tuple(among.softmax(-1).tolist())
         elif request.temperature > 0:
             token = sample(logits, request.temperature, request.top_p, request.top_k, self._random.random())
         self.ids.append(token)
@@ -93,7 +95,7 @@ class Job:
     def _completion(self, text: str, reason: StopReason) -> Completion:
         logprobs = self.logprobs if self.request.logprobs is not None else None
         seconds = time.monotonic() - self.started
-        return Completion(text, self.ids, reason, len(self.prompt), self.reused, logprobs, seconds)
+        return Completion(text, self.ids, reason, len(self.prompt), self.reused, logprobs, seconds, self.among)
 
 
 def _text(ids: list[int], tokenizer: Any) -> str:

@@ -34,6 +34,7 @@ from persona_tasks.embedded.weights import check_name
 if TYPE_CHECKING:
     from persona_tasks.embedded.engine import Completion, Engine, Request
     from persona_tasks.embedded.sampling import TokenLogprob
+    from persona_tasks.protocol.asks import Chosen
 
 CONNECTIONS = 64
 
@@ -81,7 +82,9 @@ class PersonaAPI(ModelAPI):
         engine = await self.engine()
         try:
             if (guided := await _guided(engine, input, config)) is not None:
-                return ModelOutput.from_content(self.model_name, guided[0]).model_copy(update={"usage": guided[1]})
+                chosen, usage = guided
+                output = ModelOutput.from_content(self.model_name, str(chosen))
+                return output.model_copy(update={"usage": usage, "metadata": {"weights": dict(chosen.weights)}})
             completion = await engine.complete(_request(engine, input, config))
         except ContextOverflow as error:
             output = ModelOutput.from_content(self.model_name, "", stop_reason="model_length", error=str(error))
@@ -108,7 +111,7 @@ class PersonaAPI(ModelAPI):
         return f"persona/{self.model_name}"
 
 
-async def _guided(engine: Engine, input: list[ChatMessage], config: GenerateConfig) -> tuple[str, ModelUsage] | None:
+async def _guided(engine: Engine, input: list[ChatMessage], config: GenerateConfig) -> tuple[Chosen, ModelUsage] | None:
     """A reply chosen among all those that the response schema allows, and its cost; None if they cannot be listed."""
     from persona_tasks.embedded.guided import choose, possible_replies
 
@@ -124,9 +127,9 @@ async def _guided(engine: Engine, input: list[ChatMessage], config: GenerateConf
         completion = await engine.complete(request)
         usage += _usage(completion)
         try:
-            request = choice.send(completion.ids[0])
+            request = choice.send(completion)
         except StopIteration as end:
-            return str(end.value), usage
+            return end.value, usage
 
 
 def _prompt(engine: Engine, input: list[ChatMessage]) -> list[int]:

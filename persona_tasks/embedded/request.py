@@ -57,6 +57,7 @@ class Completion:
         reused_tokens: Of `prompt_tokens`, those whose keys and values were there already.
         logprobs: One for each of `ids`, if asked for.
         seconds: From submission to the end.
+        among: Probabilities of the request's `allowed` tokens among themselves, for the last token; empty without any.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Completion:
     reused_tokens: int
     logprobs: list[TokenLogprob] | None
     seconds: float
+    among: tuple[float, ...] = ()
 
     @property
     def completion_tokens(self) -> int:
