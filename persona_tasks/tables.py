@@ -17,7 +17,7 @@ from persona_tasks.personas import Persona
 from persona_tasks.scoring import Group, MetricSummary, Summary
 
 NOTHING = "–"
-METRIC_COLUMNS = ("score", "95 %", "n", "personas", "unparsed", "withheld", "slope/turn", "half-life")
+METRIC_COLUMNS = ("score", "95 %", "corrected", "n", "personas", "unparsed", "withheld", "slope/turn", "half-life")
 
 
 def show(
@@ -135,6 +135,7 @@ def _metric_cells(metric: MetricSummary) -> list[str]:
     return [
         "withheld" if metric.score is None else _number(metric.score),
         _interval(metric.ci),
+        NOTHING if metric.corrected is None else f"{_number(metric.corrected)} {_interval(metric.corrected_ci)}",
         str(metric.n),
         str(metric.clusters),
         NOTHING if metric.unparsed is None else f"{100 * metric.unparsed:.1f} %",
