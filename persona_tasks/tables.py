@@ -57,7 +57,7 @@ def summary_tables(summary: Summary) -> list[Table | str]:
         scores.add_section()
     monitors = _table("dialogues", "count", *(name.replace("_", " ") for name in summary.overall.monitors))
     for name, group in groups.items():
-        monitors.add_row(name, str(group.dialogues), *(_number(value, 2) for value in group.monitors.values()))
+        monitors.add_row(name, str(group.dialogues), *(number_text(value, 2) for value in group.monitors.values()))
     return [scores, monitors, *(f"note: {note}" for note in summary.notes)]
 
 
@@ -87,9 +87,9 @@ def _metric_rows(group: Group) -> list[list[str]]:
         if metric.asked:
             rows.append([name, *_metric_cells(metric)])
         if name == "qa" and group.qa_without_persona is not None:
-            rows.append(["  without persona", _number(group.qa_without_persona)])
+            rows.append(["  without persona", number_text(group.qa_without_persona)])
         if name == "qa" and group.qa_chance is not None:
-            rows.append(["  chance", _number(group.qa_chance)])
+            rows.append(["  chance", number_text(group.qa_chance)])
     return rows
 
 
@@ -97,14 +97,14 @@ def _metric_cells(metric: MetricSummary) -> list[str]:
     slope = NOTHING if metric.slope is None else f"{metric.slope:+.4f}"
     half_life = NOTHING if metric.half_life is None else str(metric.half_life)
     return [
-        "withheld" if metric.score is None else _number(metric.score),
-        _interval(metric.ci),
+        "withheld" if metric.score is None else number_text(metric.score),
+        interval_text(metric.ci),
         str(metric.n),
         str(metric.clusters),
         NOTHING if metric.unparsed is None else f"{100 * metric.unparsed:.1f} %",
         str(metric.withheld),
-        f"{slope} {_interval(metric.slope_ci, '+.4f')}",
-        f"{half_life} {_interval(metric.half_life_ci, '.0f')}",
+        f"{slope} {interval_text(metric.slope_ci, '+.4f')}",
+        f"{half_life} {interval_text(metric.half_life_ci, '.0f')}",
     ]
 
 
@@ -116,11 +116,12 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def number_text(value: float | None, digits: int = 3) -> str:
+    """A number, or a dash where there is none."""
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
-def _interval(interval: Interval | None, form: str = ".3f") -> str:
+def interval_text(interval: Interval | None, form: str = ".3f") -> str:
     """[low, high]; an open end is ∞."""
     if interval is None:
         return ""
