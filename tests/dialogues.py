@@ -44,9 +44,7 @@ def _dialogue(persona: Persona, model: str, drift: float, turns: int, seed: int,
         conflicts = sorted(rng.sample(range(1, turn), 1)) if rng.random() < drift / 2 else []
         outcome = "contradicts" if conflicts else "consistent"
         reason = "Both cannot be true of one person." if conflicts else "Nothing before it rules it out."
-        verdicts.append(
-            Verdict(metric="line_to_line", turn=turn, outcome=outcome, conflicts=conflicts, reason=reason)
-        )
+        verdicts.append(Verdict(metric="line_to_line", turn=turn, outcome=outcome, conflicts=conflicts, reason=reason))
     probes, answers = _questions(persona, rng, turns, drift)
     transcript = Transcript(
         id=f"{persona.id}/{seed}",

@@ -6,6 +6,7 @@ Every frame is long (tidy): one row per verdict, dialogue, curve point or score,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,8 @@ def dialogue_frame(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         for number, record in enumerate(run.records, start=1):
             said = record.transcript
-            row = {"model": run.name, "scenario": scenario_of(record), "persona": said.persona_id, "dialogue": said.id}
+            row: dict[str, Any] = {"model": run.name, "scenario": scenario_of(record)}
+            row |= {"persona": said.persona_id, "dialogue": said.id}
             row |= {"number": number, "seed": said.seed, "turns": len(said.turns)}
             for metric in METRICS:
                 row[metric] = dialogue_score(record.of(metric))
@@ -67,7 +69,7 @@ def dialogue_frame(runs: Sequence[Run]) -> pd.DataFrame:
     names = [name for metric in METRICS for name in (metric, f"first_{metric}")]
     about = ["model", "scenario", "persona", "dialogue", "number", "seed", "turns"]
     frame = pd.DataFrame(rows, columns=[*about, *names, *MONITORS])
-    return frame.astype({name: "Int64" for name in ("seed", *(f"first_{metric}" for metric in METRICS))})
+    return frame.astype(dict.fromkeys(("seed", *(f"first_{metric}" for metric in METRICS)), "Int64"))
 
 
 def scenario_of(record: Judged) -> str:
@@ -156,8 +158,10 @@ def outcome_matrix(verdicts: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     chosen = verdicts[(verdicts["metric"] == metric) & (verdicts["turn"] >= 1)]
     outcome = chosen["outcome"].map({"consistent": 1.0, "contradicts": 0.0})
     keys = [chosen["model"], chosen["number"], chosen["turn"]]
+    if chosen.empty:
+        return pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=["model", "number"]))
     cells = outcome.groupby(keys, sort=False).mean().fillna(-1.0).unstack("turn")
-    last = int(chosen["turn"].max()) if len(chosen) else 0
+    last = int(chosen["turn"].max())
     cells = cells.reindex(columns=range(1, last + 1))
     bad = ((cells < 1) & (cells >= 0)).to_numpy()
     first = np.where(bad.any(axis=1), bad.argmax(axis=1), last + 1)

@@ -108,7 +108,7 @@ def _sections(material: Material, summaries: Mapping[str, Summary]) -> list[Sect
         for row in differences.to_dict("records")
     }
     drift, survival = drift_frame(summaries), survival_frame(summaries)
-    sections = []
+    sections: list[Section] = []
     for scenario in scenario_names(material.runs):
         present = {model: group for model, name, group in groups(summaries) if name == scenario}
         rows = [
@@ -119,14 +119,14 @@ def _sections(material: Material, summaries: Mapping[str, Summary]) -> list[Sect
         ]
         monitors = {model: group.monitors for model, group in present.items()}
         floors = {model: (group.qa_without_persona, group.qa_chance) for model, group in present.items()}
-        here = [frame[frame["scenario"] == scenario] for frame in (drift, survival)]
-        curves = _curves(*here, list(present), f"s{len(sections)}")
+        drift_here, survival_here = (frame[frame["scenario"] == scenario] for frame in (drift, survival))
+        curves = _curves(drift_here, survival_here, list(present), f"s{len(sections)}")
         sections.append(Section(scenario, rows, monitors, floors, curves))
     return sections
 
 
 def _curves(drift: pd.DataFrame, survival: pd.DataFrame, models: Sequence[str], prefix: str) -> list[Markup]:
-    """For each metric its score by turn and its survival, each a small drawing: a phone shows them one below another."""
+    """For each metric its score by turn and its survival, each a small drawing that fits a phone."""
     drawn = []
     for kind, frame, plot in (("score", drift, plots.drift_curves), ("survival", survival, plots.survival_curves)):
         for metric in METRICS:

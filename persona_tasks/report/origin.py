@@ -38,7 +38,8 @@ def origin_of(file: Path, records: Sequence[Judged], kind: str | None = None) ->
         kind: "lm-eval" for its sample files, else one of `importers.FORMATS`, told by the content if not given.
     """
     kind = kind or detect(file)
-    facts, settings = {"format": kind}, {}
+    facts = {"format": kind}
+    settings: dict[str, str] = {}
     if kind == "inspect":
         more, settings = _of_inspect(file)
         facts |= more

@@ -1,7 +1,7 @@
 """The dialogues of a report as compact JSON: what its reader shows, searches and filters.
 
-Texts come from models and files and may hold anything. They travel as data (never as markup), the page shows them as text,
-and characters that a reader could not see, or that would turn text around, are made visible here.
+Texts come from models and files and may hold anything. They travel as data (never as markup), the page shows them as
+text, and characters that a reader could not see, or that would turn text around, are made visible here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The plots, as functions from data frames to matplotlib figures: one look for report, model cards and training.
 
-Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), distinguishable with every colour vision; each model also
-has a marker and a dash of its own, so that a grey print can be read. Nothing touches pyplot's global state. `save` writes
-PNG and vector PDF, `svg` the inline form for a page that has a light and a dark look.
+Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), distinguishable with every colour vision; each model
+also has a marker and a dash of its own, so that a grey print can be read. Nothing touches pyplot's global state. `save`
+writes PNG and vector PDF, `svg` the inline form for a page that has a light and a dark look.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -35,7 +35,7 @@ OUTCOMES = {  # name: colour, from fits to does not
 }
 TITLES = {"prompt_to_line": "Prompt to line", "line_to_line": "Line to line", "qa": "Questions"}
 PANEL = (3.6, 2.5)  # inches
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.titleweight": "bold",
@@ -229,9 +229,15 @@ def _facets(
 def _line(axes: Axes, part: pd.DataFrame, x: str, model: str, number: int, steps: bool) -> None:
     colour, dash = SERIES[number % len(SERIES)], DASHES[number % len(DASHES)]
     values = part[["value", "low", "high"]].astype(float)
-    where = "post" if steps else None
+    where: Literal["post"] | None = "post" if steps else None
     axes.fill_between(
-        part[x], values["low"], values["high"], step=where, color=colour, alpha=0.16, linewidth=0  # type: ignore[arg-type]
+        part[x],
+        values["low"],
+        values["high"],
+        step=where,
+        color=colour,
+        alpha=0.16,
+        linewidth=0,
     )
     many = len(part) > 24
     axes.plot(

@@ -1,7 +1,7 @@
 """Which dialogues belong together: files and folders in, one `Run` for each model and judge out.
 
-Read are Inspect logs, lm-eval's sample files, our JSONL and the foreign formats of `importers`. A file may be given a name
-of its own (``terse=logs/a.eval``); without one, dialogues are sorted by the model that their transcripts name.
+Read are Inspect logs, lm-eval's sample files, our JSONL and the foreign formats of `importers`. A file may be given a
+name of its own (``terse=logs/a.eval``); without one, dialogues are sorted by the model that their transcripts name.
 """
 
 from __future__ import annotations
