@@ -17,6 +17,8 @@ from persona_tasks.transcript import Judged
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
+# Settings of generation that a report shows. The others are of transport, or may hold keys (headers).
+GENERATION = {"system_message", "temperature", "top_p", "top_k", "max_tokens", "seed", "reasoning_effort"}
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,13 @@ def _of_inspect(file: Path) -> tuple[dict[str, str], dict[str, str]]:
     log = read_eval_log(file, header_only=True)
     about = log.eval
     revision = about.revision
+    config = log.plan.config.model_dump(include=GENERATION)
     facts = {
         "command": _inspect_command(log),
         "date": about.created,
         "versions": ", ".join(f"{name} {version}" for name, version in about.packages.items()),
         "commit": "" if revision is None else revision.commit + (" with changes" if revision.dirty else ""),
+        "generation": " ".join(f"{name}={value}" for name, value in _texts(config).items()),
         "status": "" if log.status == "success" else log.status,
     }
     return facts, {"task version": str(about.task_version), **_texts(about.task_args)}
