@@ -119,6 +119,11 @@ def comparability_notes(runs: Sequence[Run], origins: Sequence[Origin]) -> list[
     notes = []
     if len({run.judge for run in runs if run.judge}) > 1:
         notes.append("these runs have different judges: their scores are not comparable")
+    notes += [
+        f"{origin.file}: the run did not end well (status {origin.facts['status']}); what it has is shown"
+        for origin in origins
+        if "status" in origin.facts
+    ]
     for setting in ("task version", "turns", "probes", "probe_mode", "partner", "context"):
         if len(values := {origin.settings[setting] for origin in origins if setting in origin.settings}) > 1:
             notes.append(f"these runs differ in `{setting}` ({', '.join(sorted(values))}): compare with care")

@@ -51,11 +51,12 @@
     return drawing;
   };
 
+  const short = (id) => (id.length > 24 ? `…${id.slice(-22)}` : id); // the end tells them apart
   const rowOf = (dialogue, number) => {
     const first = dialogue.first[state.metric];
     const label = first === null ? "no contradiction" : `first contradiction at turn ${first}`;
     const button = el("button", { type: "button", class: "row", "data-number": number, tabindex: "-1" },
-      el("span", { class: "who" }, dialogue.id), strip(codes(dialogue)),
+      el("span", { class: "who", title: dialogue.id }, short(dialogue.id)), strip(codes(dialogue)),
       el("span", { class: "when", "aria-hidden": "true" }, first === null ? "–" : String(first)));
     button.setAttribute("aria-label", `${dialogue.id}, ${models[dialogue.m]}: ${label}`);
     return el("li", {}, button);
@@ -111,7 +112,7 @@
       section.hidden = !shown.some((number) => dialogues[number].m === Number(section.dataset.model));
     });
     $("#count").textContent = shown.length === dialogues.length
-      ? `${shown.length} dialogues` : `${shown.length} of ${dialogues.length} dialogues`;
+      ? `${shown.length} dialogue${shown.length === 1 ? "" : "s"}` : `${shown.length} of ${dialogues.length} dialogues`;
     focusable(shown[0]);
   };
   const showScenario = () => document.querySelectorAll(".scenario").forEach((section) => {
