@@ -12,20 +12,20 @@ from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.prompts import persona_text
 from persona_tasks.transcript import Judged, Outcome, Probe, Transcript, Turn, Verdict
 
+JUDGE = "hand/labels"
 
-def dialogues(
-    model: str, drift: float = 0.1, turns: int = 8, repeats: int = 1, split: str = "test", judge: str = "hand/labels"
-) -> list[Judged]:
-    """One judged dialogue per persona of the split and repeat.
+
+def dialogues(model: str, drift: float = 0.1, turns: int = 8, repeats: int = 1, scenario: str = "all") -> list[Judged]:
+    """One judged dialogue per test persona of the scenario and repeat.
 
     Args:
         drift: Chance that the last line contradicts the persona; on earlier turns it is lower in proportion.
     """
-    personas = load_bank().select(split=split)
-    return [_dialogue(persona, model, drift, turns, seed, judge) for seed in range(repeats) for persona in personas]
+    personas = load_bank().select(scenario)
+    return [_dialogue(persona, model, drift, turns, seed) for seed in range(repeats) for persona in personas]
 
 
-def _dialogue(persona: Persona, model: str, drift: float, turns: int, seed: int, judge: str) -> Judged:
+def _dialogue(persona: Persona, model: str, drift: float, turns: int, seed: int) -> Judged:
     bank = load_bank()
     rng = random.Random(f"{persona.id}/{model}/{seed}")
     scenario = bank.scenarios[persona.scenario]
@@ -59,7 +59,7 @@ def _dialogue(persona: Persona, model: str, drift: float, turns: int, seed: int,
         partner="scripted",
         seed=seed,
     )
-    return Judged(transcript=transcript, verdicts=[*verdicts, *answers], judge=judge)
+    return Judged(transcript=transcript, verdicts=[*verdicts, *answers], judge=JUDGE)
 
 
 def _questions(persona: Persona, rng: random.Random, turns: int, drift: float) -> tuple[list[Probe], list[Verdict]]:

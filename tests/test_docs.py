@@ -171,7 +171,7 @@ REPORTS = sorted({line for _, line in SHOWN if re.search(r"persona-tasks report\
 @pytest.fixture
 def logs(tmp_path, monkeypatch):
     """Dialogues where the documentation says that there are some."""
-    records = [record for record in dialogues("base", 0.5, turns=3) if record.transcript.scenario == "therapy"]
+    records = dialogues("base", 0.5, turns=3, scenario="therapy")
     places = ["logs/base.eval", "logs/tuned.eval", "logs/a.eval", "logs/b.eval"]
     lm_eval = [word for line in REPORTS for word in shlex.split(line) if "samples_" in word]
     for number, place in enumerate([*places, *lm_eval]):

@@ -194,7 +194,7 @@ def test_every_series_differs_in_more_than_colour():
 
 
 def test_png_pdf_and_csv(tmp_path):
-    records = [record for record in dialogues("base", 0.6) if record.transcript.scenario == "therapy"]
+    records = dialogues("base", 0.6, scenario="therapy")
     append_jsonl(tmp_path / "a.jsonl", records)
     arguments = ["report", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "r.html")]
     result = CliRunner().invoke(app, [*arguments, "--png", str(tmp_path / "p"), "--csv", str(tmp_path / "c")])

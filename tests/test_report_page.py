@@ -159,7 +159,7 @@ def test_hostile_text_shows_as_text(browser, tmp_path):
 
 
 def test_five_hundred_long_dialogues_load_and_filter_without_delay(browser, tmp_path):
-    records = dialogues("base", drift=0.3, turns=30, repeats=13)[:500]
+    records = dialogues("base", drift=0.3, turns=30, repeats=50, scenario="therapy")
     file = tmp_path / "report.html"
     file.write_text(render(Material([Run("base", "hand", records)]), {"base": summarise(records, 20)}, "Many", ""))
     page = open_page(browser, file)
@@ -175,5 +175,6 @@ def test_five_hundred_long_dialogues_load_and_filter_without_delay(browser, tmp_
     metric = page.evaluate(timed, ["#metric", "line_to_line", "change"])
     first = page.evaluate(timed, ["#first", "2", "change"])
     assert 0 < rows(page).count() < 500
-    # Undisturbed 0.4 s, 50, 65 and 20 ms on a desk's CPU; the bounds leave room for a busy machine.
+    # Measured on two busy cores, all texts different (6 MB): 1.2 s to load, 130 ms for the first search, 65 to 120 ms to
+    # change the metric. The bounds leave room for a busier machine.
     assert ready < 6000 and max(search, metric, first) < 1000, (ready, search, metric, first)
