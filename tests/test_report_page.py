@@ -175,6 +175,6 @@ def test_five_hundred_long_dialogues_load_and_filter_without_delay(browser, tmp_
     metric = page.evaluate(timed, ["#metric", "line_to_line", "change"])
     first = page.evaluate(timed, ["#first", "2", "change"])
     assert 0 < rows(page).count() < 500
-    # Measured on two busy cores, all texts different (6 MB): 1.2 s to load, 130 ms for the first search, 65 to 120 ms to
-    # change the metric. The bounds leave room for a busier machine.
+    # Measured on two busy cores, all texts different (6 MB): 1.2 s to load, 130 ms for the first search, 65 to 120 ms
+    # to change the metric. The bounds leave room for a busier machine.
     assert ready < 6000 and max(search, metric, first) < 1000, (ready, search, metric, first)
