@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from persona_tasks.judge_card import Card
 from persona_tasks.metrics import Interval
 from persona_tasks.personas import Persona
 from persona_tasks.scoring import Group, MetricSummary, Summary
@@ -59,6 +60,43 @@ def summary_tables(summary: Summary) -> list[Table | str]:
     for name, group in groups.items():
         monitors.add_row(name, str(group.dialogues), *(number_text(value, 2) for value in group.monitors.values()))
     return [scores, monitors, *(f"note: {note}" for note in summary.notes)]
+
+
+def card_tables(card: Card) -> list[Table | str]:
+    """A judge card: agreement by set and metric, the kinds of lines, and how stable the verdicts are."""
+    parts = _table("set", "", "n", "unparsed", "accuracy", "AUC", "F1", "kappa", "finds", "spares", "right line")
+    for name, part in card.parts.items():
+        numbers = [
+            f"{number_text(part.statistics[key].value)} {interval_text(part.statistics[key].interval, '.2f')}"
+            for key in ("accuracy", "auc", "f1", "kappa", "sensitivity", "specificity")
+            if key in part.statistics
+        ]
+        parts.add_row(
+            name, "", str(part.n), f"{100 * part.unparsed:.1f} %", *numbers, number_text(part.index_recovery, 2)
+        )
+    kinds = _table("kind of line", "", "n", "judged right")
+    for name, part in card.drifts.items():
+        found = part.statistics.get("accuracy")
+        kinds.add_row(name, "", str(part.n), number_text(found.value if found else None, 2))
+    changes = {
+        "asked again": card.self_agreement,
+        "other wording": card.other_wording,
+        "reversed order": card.other_order,
+    }
+    notes = [
+        f"{name}: the same verdict on {100 * part.agreement:.0f} % of {part.n} items"
+        for name, part in changes.items()
+        if part is not None
+    ]
+    if card.attack_success is not None:
+        notes.append(
+            f"attacks: {100 * card.attack_success:.0f} % of {card.attacks} lines that address the judge succeed"
+        )
+    if card.seconds_per_verdict is not None:
+        notes.append(
+            f"cost: {card.seconds_per_verdict:.2f} s and {card.tokens_per_verdict or 0:.0f} tokens per verdict"
+        )
+    return [f"{card.judge}, {card.date}, prompts {card.prompts}", parts, kinds, *notes]
 
 
 def personas_table(personas: Sequence[Persona]) -> Table:

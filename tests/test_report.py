@@ -1,7 +1,6 @@
 """The report's numbers, plots and files; how the page behaves in a browser is in test_report_page."""
 
 import csv
-import json
 import math
 import random
 import re
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 
 from persona_tasks.cli import app
 from persona_tasks.inspect_tasks.tasks import drift
+from persona_tasks.judge_card import Card, Number, Part
 from persona_tasks.metrics import dialogue_score
 from persona_tasks.report import frames, judges, plots
 from persona_tasks.report.paired import paired_test
@@ -157,12 +157,14 @@ def test_where_nothing_differs_the_paired_test_seldom_says_so():
     assert 0 < np.mean([p <= 0.05 for p in ps]) <= 0.06
 
 
-def test_kappa_is_known_only_where_there_is_a_card(tmp_path, monkeypatch):
-    monkeypatch.setattr(judges, "CARDS", tmp_path)
-    assert judges.judge_kappa("persona/judge") is None and judges.judge_kappa("") is None
-    (tmp_path / "persona--judge.json").write_text(json.dumps({"kappa": 0.62}))
-    assert judges.judge_kappa("persona/judge") == 0.62
-    append_jsonl(tmp_path / "a.jsonl", [said("cx").model_copy(update={"judge": "persona/judge"})])
+def test_the_judges_kappa_on_a_metric_stands_beside_its_scores(tmp_path, monkeypatch):
+    part = Part(n=40, contradictions=20, unparsed=0.0, statistics={"kappa": Number(value=0.62)})
+    texts = dict.fromkeys(("version", "commit", "date", "prompts", "command"), "-")
+    card = Card(judge="hand", parts={"on_policy/prompt_to_line": part}, scenarios={}, drifts={}, **texts)
+    assert judges.judge_kappa("hand", "prompt_to_line") is None  # no card of that name comes with the package
+    monkeypatch.setattr(judges, "known_card", {"hand": card}.get)
+    assert judges.judge_kappa("hand", "prompt_to_line") == 0.62 and judges.judge_kappa("hand", "qa") is None
+    append_jsonl(tmp_path / "a.jsonl", [said("cx")])
     assert "κ 0.62" in write_report([tmp_path / "a.jsonl"], tmp_path / "r.html")[0].read_text()
 
 

@@ -28,11 +28,18 @@ PAGE = Path(__file__).parent / "page"
 
 
 class Row(NamedTuple):
-    """One line of the headline table. The difference is to the first model; empty in its own rows."""
+    """One line of the headline table.
+
+    Attributes:
+        kappa: Of the judge with labels on this metric, where it was measured.
+        difference: To the first model; None in its own rows.
+    """
 
     model: str
     metric: str
     found: MetricSummary
+    judge: str
+    kappa: float | None
     difference: Mapping[str, Any] | None
 
 
@@ -73,8 +80,7 @@ def render(material: Material, summaries: Mapping[str, Summary], title: str, com
         title=title,
         sections=_sections(material, summaries),
         models=[run.name for run in runs],
-        judges={run.judge: judge_kappa(run.judge) for run in runs},
-        judge_of={run.name: run.judge for run in runs},
+        judges=list(dict.fromkeys(run.judge for run in runs)),
         dialogues=sum(len(run.records) for run in runs),
         personas=len({record.transcript.persona_id for run in runs for record in run.records}),
         scenarios=[name for name in scenario_names(runs) if name != ALL],
@@ -102,6 +108,7 @@ def p_text(p: float | None) -> str:
 
 
 def _sections(material: Material, summaries: Mapping[str, Summary]) -> list[Section]:
+    judges = {run.name: run.judge for run in material.runs}
     differences = difference_frame(material.runs)
     found = {
         (row["model"], row["scenario"], row["metric"]): {name: None if pd.isna(v) else v for name, v in row.items()}
@@ -112,7 +119,14 @@ def _sections(material: Material, summaries: Mapping[str, Summary]) -> list[Sect
     for scenario in scenario_names(material.runs):
         present = {model: group for model, name, group in groups(summaries) if name == scenario}
         rows = [
-            Row(model, metric, group.metrics[metric], found.get((model, scenario, metric)))
+            Row(
+                model,
+                metric,
+                group.metrics[metric],
+                judges[model],
+                judge_kappa(judges[model], metric),
+                found.get((model, scenario, metric)),
+            )
             for metric in METRICS
             for model, group in present.items()
             if group.metrics[metric].asked

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
-from persona_tasks.personas import BANK
-
-CARDS = BANK / "judge_cards"
+from persona_tasks.judge_card import known_card
 
 
-def judge_kappa(judge: str) -> float | None:
-    """Cohen's κ of a judge with the labels of its judge card, `judge_cards/<judge>.json` with `/` written as `--`.
+def judge_kappa(judge: str, metric: str) -> float | None:
+    """Cohen's κ of a judge with labels, from the judge card that comes with the package.
+
+    Args:
+        judge: Its name, as the log names it.
+        metric: A judge may read a line against the persona well and lines against each other badly.
 
     Returns:
-        None where there is no card.
-
-    Raises:
-        KeyError: The card has no `kappa`.
+        None where there is no card, or none for the metric.
     """
-    card = CARDS / f"{judge.replace('/', '--')}.json"
-    if not judge or not card.is_file():
-        return None
-    return float(json.loads(card.read_text(encoding="utf-8"))["kappa"])
+    card = known_card(judge)
+    part = card.of(metric) if card else None
+    return part.statistics["kappa"].value if part and "kappa" in part.statistics else None
