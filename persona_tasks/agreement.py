@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from persona_tasks.calibration import Item
 from persona_tasks.metrics import Array, Interval, bootstrap_weights, finite, interval
@@ -111,6 +110,8 @@ def kappa(cells: Array) -> Array:
 
 def auc(rows: Sequence[Row], weights: Array | None = None) -> Array:
     """Area under the ROC curve of `Row.score`, for each weighting: (R,)."""
+    from sklearn.metrics import roc_auc_score  # a second to import
+
     right = [row.label == "contradicts" for row in rows]
     scores = [row.score for row in rows]
     rounds = np.ones((1, len(rows))) if weights is None else weights

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from persona_tasks.personas import BANK, SPLITS, BankError, load_bank
+from persona_tasks.personas import BANK, SPLITS, BankError, load_bank, read_yaml
 from persona_tasks.protocol.prompts import persona_text
 from persona_tasks.transcript import Metric, Outcome, Transcript, Turn
 
@@ -134,7 +133,7 @@ METRICS: tuple[Metric, ...] = ("prompt_to_line", "line_to_line")
 @cache
 def _composed(scenario: str, split: str) -> tuple[Item, ...]:
     file = FOLDER / scenario / f"{split}.yaml"
-    data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    data = read_yaml(file)
     items = []
     for number, entry in enumerate(data["lines"]):
         line = _validated(LabelledLine, entry, f"{file}: lines.{number}")
@@ -215,7 +214,7 @@ def _validated(model: type[Model], data: Any, where: str) -> Model:
 
 def load_injections() -> list[Item]:
     """Lines that address the judge, said in place of the first test persona of every scenario: never in character."""
-    lines = yaml.safe_load((FOLDER / "injections.yaml").read_text(encoding="utf-8"))
+    lines = read_yaml(FOLDER / "injections.yaml")
     bank = load_bank()
     items = []
     for scenario in sorted(bank.scenarios):

@@ -128,11 +128,27 @@ def known_card(judge: str) -> Card | None:
     return Card.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
+def worth(judge: str) -> str:
+    """One line on what a judge's verdicts are worth, for whoever reads scores made with it."""
+    card = known_card(judge)
+    if card is None:
+        return f"judge {judge}: its error is not known; measure it with `persona-tasks judge-card --judge {judge}`"
+    parts = []
+    for metric in ("prompt_to_line", "line_to_line"):
+        part = card.of(metric)
+        kappa = part.statistics.get("kappa") if part else None
+        if kappa is not None and kappa.value is not None:
+            low, high = kappa.interval or (None, None)
+            within = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+            parts.append(f"{metric} {kappa.value:.2f}{within}")
+    return f"judge {judge}: kappa with labels on what a small model said as our personas: {', '.join(parts)}"
+
+
 def corrected_score(judge: str, metric: str, score: float, stderr: float | None) -> tuple[float, Interval] | None:
     """A score corrected by the judge's card (see `agreement.corrected`); None without a card or where it is no use."""
     card = known_card(judge)
     part = card.of(metric) if card else None
-    if part is None:
+    if part is None or not part.statistics:
         return None
     found, missed = part.statistics["sensitivity"].value, part.statistics["specificity"].value
     if found is None or missed is None:

@@ -17,7 +17,7 @@ from persona_tasks.personas import Persona
 from persona_tasks.scoring import Group, MetricSummary, Summary
 
 NOTHING = "–"
-METRIC_COLUMNS = ("score", "95 %", "n", "personas", "unparsed", "withheld", "slope/turn", "half-life")
+METRIC_COLUMNS = ("score", "95 %", "corrected", "n", "personas", "unparsed", "withheld", "slope/turn", "half-life")
 
 
 def show(
@@ -137,6 +137,9 @@ def _metric_cells(metric: MetricSummary) -> list[str]:
     return [
         "withheld" if metric.score is None else number_text(metric.score),
         interval_text(metric.ci),
+        NOTHING
+        if metric.corrected is None
+        else f"{number_text(metric.corrected)} {interval_text(metric.corrected_ci)}",
         str(metric.n),
         str(metric.clusters),
         NOTHING if metric.unparsed is None else f"{100 * metric.unparsed:.1f} %",

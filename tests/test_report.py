@@ -11,6 +11,7 @@ import pytest
 from lm_eval.loggers import EvaluationTracker
 from typer.testing import CliRunner
 
+from persona_tasks import judge_card
 from persona_tasks.cli import app
 from persona_tasks.inspect_tasks.tasks import drift
 from persona_tasks.judge_card import Card, Number, Part
@@ -157,15 +158,21 @@ def test_where_nothing_differs_the_paired_test_seldom_says_so():
     assert 0 < np.mean([p <= 0.05 for p in ps]) <= 0.06
 
 
-def test_the_judges_kappa_on_a_metric_stands_beside_its_scores(tmp_path, monkeypatch):
-    part = Part(n=40, contradictions=20, unparsed=0.0, statistics={"kappa": Number(value=0.62)})
+def test_the_judges_kappa_and_the_corrected_score_stand_beside_the_score(tmp_path, monkeypatch):
+    measured = {
+        name: Number(value=value) for name, value in (("kappa", 0.62), ("sensitivity", 0.8), ("specificity", 1))
+    }
+    part = Part(n=40, contradictions=20, unparsed=0.0, statistics=measured)
     texts = dict.fromkeys(("version", "commit", "date", "prompts", "command"), "-")
     card = Card(judge="hand", parts={"on_policy/prompt_to_line": part}, scenarios={}, drifts={}, **texts)
     assert judges.judge_kappa("hand", "prompt_to_line") is None  # no card of that name comes with the package
-    monkeypatch.setattr(judges, "known_card", {"hand": card}.get)
+    for module in (judges, judge_card):
+        monkeypatch.setattr(module, "known_card", {"hand": card}.get)
     assert judges.judge_kappa("hand", "prompt_to_line") == 0.62 and judges.judge_kappa("hand", "qa") is None
-    append_jsonl(tmp_path / "a.jsonl", [said("cx")])
-    assert "κ 0.62" in write_report([tmp_path / "a.jsonl"], tmp_path / "r.html")[0].read_text()
+    append_jsonl(tmp_path / "a.jsonl", [said("cccx", persona=persona) for persona in "ab"])
+    page = write_report([tmp_path / "a.jsonl"], tmp_path / "r.html")[0].read_text()
+    assert "κ 0.62" in page
+    assert "corrected 0.688" in page  # a judge that finds 8 of 10 contradictions: 1 - 0.25 / 0.8
 
 
 # ------------------------------------------------------------------------------------------------- plots and files

@@ -175,10 +175,10 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
         callbacks=[Validation(validation, log)],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
-    base = MODELS[recipe.base]
-    assert isinstance(base, Base)
-    peft_model.peft_config["default"].base_model_name_or_path = base.repository
-    peft_model.peft_config["default"].revision = base.revision
+    base = MODELS.get(recipe.base)
+    if isinstance(base, Base):  # the name that everybody knows, not a folder of this machine
+        peft_model.peft_config["default"].base_model_name_or_path = base.repository
+        peft_model.peft_config["default"].revision = base.revision
     peft_model.to(torch.bfloat16).save_pretrained(out / "adapter")
     (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
     return validate(peft_model, validation)

@@ -108,14 +108,16 @@ def survival_frame(summaries: Mapping[str, Summary]) -> pd.DataFrame:
 
 
 def score_frame(summaries: Mapping[str, Summary]) -> pd.DataFrame:
-    """One row per model, scenario and metric: score, low, high, stderr, n, personas, unparsed, withheld, slope,
-    half_life. Empty where nothing was asked; an open end of an interval is missing."""
+    """One row per model, scenario and metric: score, low, high, stderr, n, personas, corrected (with corrected_low and
+    corrected_high), unparsed, withheld, slope, half_life. Empty where nothing was asked; an open end is missing."""
     rows = []
     for model, scenario, group in groups(summaries):
         for metric, found in group.metrics.items():
             low, high = found.ci or (None, None)
             row = {"model": model, "scenario": scenario, "metric": metric, "score": found.score}
             row |= {"low": low, "high": high, "stderr": found.stderr, "n": found.n, "personas": found.clusters}
+            row["corrected"] = found.corrected
+            row["corrected_low"], row["corrected_high"] = found.corrected_ci or (None, None)
             row |= {"unparsed": found.unparsed, "withheld": found.withheld, "slope": found.slope}
             rows.append(row | {"half_life": found.half_life})
     return pd.DataFrame(rows).astype({"half_life": "Int64"})

@@ -73,9 +73,7 @@ def render(material: Material, summaries: Mapping[str, Summary], title: str, com
         "title": lambda metric: plots.TITLES[metric],
     }
     runs = material.runs
-    notes = [*comparability_notes(runs, material.origins), *material.notes]
-    for run in runs:
-        notes += [f"{run.name}: {note}" for note in summaries[run.name].notes]
+    notes = [*comparability_notes(runs, material.origins), *material.notes, *_summary_notes(summaries)]
     return environment.get_template("report.html.jinja").render(
         title=title,
         sections=_sections(material, summaries),
@@ -105,6 +103,15 @@ def render(material: Material, summaries: Mapping[str, Summary], title: str, com
 def p_text(p: float | None) -> str:
     """A p value as papers print it."""
     return "" if p is None or pd.isna(p) else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _summary_notes(summaries: Mapping[str, Summary]) -> list[str]:
+    """What each summary says of itself; what all say, once."""
+    said: dict[str, list[str]] = {}
+    for model, summary in summaries.items():
+        for note in summary.notes:
+            said.setdefault(note, []).append(model)
+    return [note if len(models) == len(summaries) else f"{', '.join(models)}: {note}" for note, models in said.items()]
 
 
 def _sections(material: Material, summaries: Mapping[str, Summary]) -> list[Section]:
