@@ -10,10 +10,14 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import CommitOperationAdd
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from persona_tasks.hub.check import described, sha256
+from persona_tasks.hub.cards import write_cards
+from persona_tasks.hub.check import described
+from persona_tasks.hub.client import client
+from persona_tasks.hub.files import sha256
 from persona_tasks.hub.registry import Registry, load
 from tests.tiny import tiny_model_folder
 
@@ -57,6 +61,9 @@ class World:
         paths = sorted(path for path in self.adapter.rglob("*") if path.is_file())
         self.edit(files=[described(self.adapter, path).model_dump() for path in paths])
 
+    def write_cards(self) -> None:
+        write_cards(self.registry, self.root)
+
 
 def adapter_folder(base: Path, folder: Path, base_name: str = BASE, seed: int = 0) -> Path:
     """Train nothing, but save an adapter that changes what the model says, as peft does."""
@@ -83,9 +90,9 @@ def make_world(root: Path, base: Path | None = None, revision: str = "0" * 40) -
         for file in scenario["files"]:
             (root / file["path"]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file["path"], root / file["path"])
-    if (ROOT / "model_cards" / "template.md.jinja").is_file():
-        (root / "model_cards").mkdir()
-        shutil.copy(ROOT / "model_cards" / "template.md.jinja", root / "model_cards")
+    (root / "model_cards").mkdir()
+    for template in (ROOT / "model_cards").glob("*.jinja"):
+        shutil.copy(template, root / "model_cards")
     base_entry = {
         "id": "tiny-base",
         "title": "A tiny base model",
@@ -130,7 +137,7 @@ def make_world(root: Path, base: Path | None = None, revision: str = "0" * 40) -
     files = [described(world.adapter, path).model_dump() for path in sorted(world.adapter.iterdir())]
     ours["checkpoints"] = [base_entry, {**adapter_entry, "files": files}]
     world.file.write_text(yaml.safe_dump(ours))
-    assert world.registry
+    write_cards(world.registry, root)
     return world
 
 
@@ -138,3 +145,12 @@ def environment(world: World, **more: str) -> dict[str, str]:
     """For processes that work on this world."""
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     return {**os.environ, "PYTHONPATH": path, "PERSONA_TASKS_REGISTRY": str(world.file), **more}
+
+
+def push(folder: Path, name: str) -> str:
+    """Put a folder on the Hub; returns the commit."""
+    api = client()
+    api.create_repo(name, exist_ok=True)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    operations = [CommitOperationAdd(path.name, str(path)) for path in files]
+    return str(api.create_commit(name, operations, commit_message="base").oid)

@@ -371,7 +371,9 @@ def _another_person(log: Any) -> None:
 
 
 def _shorter(log: Any) -> None:
-    log.samples[0].store["DriftRecord:transcript"]["turns"].pop()
+    transcript = log.samples[0].store["DriftRecord:transcript"]
+    transcript["turns"].pop()
+    transcript["probes"].clear()
     for score in log.samples[0].scores.values():
         score.metadata = {**(score.metadata or {}), "verdicts": []}
 

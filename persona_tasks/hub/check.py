@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from persona_tasks.hub.cards import card_problems
 from persona_tasks.hub.entries import Checkpoint, File
+from persona_tasks.hub.files import sha256
 from persona_tasks.hub.registry import PACKAGE, Registry
 
 
@@ -30,6 +31,7 @@ def problems(registry: Registry, root: Path) -> Iterator[str]:
         yield from (f"{problem}; {remedy}" for problem in _files(where, scenario.files, root))
     yield from _task_versions(registry)
     yield from _score_prompts(registry)
+    yield from card_problems(registry, root)
 
 
 def checkpoint_problems(registry: Registry, checkpoint: Checkpoint, root: Path) -> Iterator[str]:
@@ -128,15 +130,6 @@ def _score_prompts(registry: Registry) -> Iterator[str]:
                 f"score {score.model} on {score.task}: made with prompts {score.prompts}, now they are "
                 f"{prompts_hash()}: raise the task's version number, and measure again"
             )
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def described(folder: Path, path: Path) -> File:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -44,12 +45,16 @@ def registry_add_score(
 ) -> None:
     """Add the scores of complete runs of our checkpoints. An earlier score of the same measurement is replaced.
 
+    One dialogue per scenario is kept for the model card. Run `persona-tasks registry update` afterwards.
+
     Examples:
 
         persona-tasks registry add-score logs/2026-11-22T10-00-00_drift_abc.eval
 
         persona-tasks registry add-score out/model/results_2026-11-22T10-00-00.json
     """
+    from persona_tasks.hub.cards import keep_examples
+    from persona_tasks.hub.check import root_of
     from persona_tasks.hub.registry import RegistryError, load, registry_file, save
     from persona_tasks.hub.runs import ScoreError
     from persona_tasks.hub.scores import add, read_score
@@ -58,8 +63,9 @@ def registry_add_score(
         file = registry_file()
         registry = load(file)
         for log in logs:
-            score = read_score(registry, log, "registry")
+            score, records = read_score(registry, log, "registry")
             registry = add(registry, score)
+            keep_examples(root_of(file), str(score.checkpoint), records)
             typer.echo(f"{log}: {len(score.values)} values of {score.model} on {score.task}")
         save(registry, file)
     except (RegistryError, ScoreError, OSError, ValueError) as error:
@@ -68,15 +74,80 @@ def registry_add_score(
 
 @registry_app.command("update")
 def registry_update() -> None:
-    """Write anew what follows from other files: the hashes of scenarios. Raise the task versions first."""
+    """Write anew what follows from the registry and other files: model cards, drift curves, the hashes of scenarios.
+
+    Where a scenario has changed, raise the task versions first.
+    """
+    from persona_tasks.hub.cards import write_cards
     from persona_tasks.hub.check import refreshed, root_of
     from persona_tasks.hub.registry import RegistryError, load, registry_file, save
 
     try:
         file = registry_file()
-        save(refreshed(load(file), root_of(file)), file)
+        registry = refreshed(load(file), root_of(file))
+        save(registry, file)
+        for written in write_cards(registry, root_of(file)):
+            typer.echo(written)
     except (RegistryError, OSError, ValueError) as error:
         _fail(error)
+
+
+NAMESPACE = Annotated[str | None, typer.Option(help="Publish a copy there instead; the registry is not changed.")]
+DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
+CREATE_PR = Annotated[bool, typer.Option("--create-pr", help="Ask for the change by a pull request.")]
+PRIVATE = Annotated[
+    bool, typer.Option("--private", help="Leave a new repository private; the registry is not changed.")
+]
+
+
+@app.command()
+def publish(
+    checkpoint: Annotated[str, typer.Argument(metavar="ID", help="A checkpoint of the registry.")],
+    dry_run: DRY_RUN = False,
+    create_pr: CREATE_PR = False,
+    private: PRIVATE = False,
+    namespace: NAMESPACE = None,
+    merged: Annotated[bool, typer.Option("--merged", help="Also the whole model, adapter merged in.")] = False,
+) -> None:
+    """Publish a checkpoint: adapter, card, drift curve and results in one commit, verified, tagged and listed.
+
+    Only what differs from the Hub is sent. If it breaks off, run it again. The token is `HF_TOKEN`, or that of
+    `hf auth login`.
+
+    Examples:
+
+        persona-tasks publish sim-135m --dry-run
+
+        persona-tasks publish sim-135m --merged
+    """
+    from persona_tasks.hub.commands import Options, publish_checkpoint
+
+    _run(lambda: publish_checkpoint(checkpoint, merged, Options(dry_run, create_pr, private, namespace), typer.echo))
+
+
+@app.command()
+def pull(checkpoint: Annotated[str, typer.Argument(metavar="ID", help="A checkpoint of the registry.")]) -> None:
+    """Download a checkpoint at its pinned commit, verify it, say how to use it. Offline: the cache, or our own copy.
+
+    Example:
+
+        persona-tasks pull sim-135m
+    """
+    from persona_tasks.hub.pull import instructions
+    from persona_tasks.hub.pull import pull as fetch
+    from persona_tasks.hub.registry import load
+
+    _run(lambda: typer.echo("\n".join(instructions(load(), fetch(checkpoint)))))
+
+
+def _run(work: Callable[[], object]) -> None:
+    """Call it; what goes wrong is one line without secrets, and exit code 2."""
+    from persona_tasks.hub.client import redacted
+
+    try:
+        work()
+    except (RuntimeError, ValueError, OSError) as error:
+        _fail(type(error)(redacted(str(error))))
 
 
 def _fail(error: Exception) -> NoReturn:

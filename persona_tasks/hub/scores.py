@@ -10,12 +10,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from persona_tasks.hub.check import sha256
 from persona_tasks.hub.entries import Checkpoint, Score, Value
+from persona_tasks.hub.files import sha256
 from persona_tasks.hub.registry import Registry, RegistryError, check_values
 from persona_tasks.hub.runs import Run, ScoreError, read_run
 from persona_tasks.metrics import Interval
@@ -24,8 +24,15 @@ from persona_tasks.transcript import METRICS, Judged
 DIGITS = 4  # of a published number: finer than any interval here
 
 
-def read_score(registry: Registry, log: Path, purpose: Literal["registry", "submission"]) -> Score:
-    """The score that a log holds.
+class Measured(NamedTuple):
+    """A score, and the dialogues it was computed from."""
+
+    score: Score
+    records: list[Judged]
+
+
+def read_score(registry: Registry, log: Path, purpose: Literal["registry", "submission"]) -> Measured:
+    """The score that a log holds, and its dialogues.
 
     Args:
         registry: Task versions, checkpoints and metrics.
@@ -76,7 +83,7 @@ def read_score(registry: Registry, log: Path, purpose: Literal["registry", "subm
         raise ScoreError(f"{log}: {error}") from None
     if purpose == "submission":
         _check_nothing_withheld(log, score)
-    return score
+    return Measured(score, run.records)
 
 
 def add(registry: Registry, score: Score) -> Registry:
