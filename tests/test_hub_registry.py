@@ -17,28 +17,14 @@ from typer.testing import CliRunner
 
 from persona_tasks.cli import app
 from persona_tasks.hub.check import problems, root_of
+from persona_tasks.hub.entries import Score
 from persona_tasks.hub.registry import RegistryError, dump, load, registry_file, save
 from persona_tasks.inspect_tasks.tasks import drift
 from persona_tasks.transcript import METRICS
 from tests import inspect_runs, lm_eval_runs
 from tests.chat_server import ChatServer
-from tests.hub_world import ROOT, World, make_world
+from tests.hub_world import ROOT, World
 from tests.inspect_runs import everybody
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture
-def world(made: World, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The world with its registry as it was, whatever the test before did to it."""
-    text, config = made.file.read_text(), (made.adapter / "adapter_config.json").read_text()
-    monkeypatch.setenv("PERSONA_TASKS_REGISTRY", str(made.file))
-    yield made
-    made.file.write_text(text)
-    (made.adapter / "adapter_config.json").write_text(config)
 
 
 def call(*arguments: str) -> Any:
@@ -219,28 +205,17 @@ def test_changed_missing_and_unlisted_files_are_found(world: World) -> None:
     recipe = world.root / "training" / "recipes" / "tiny.yaml"
     recipe.write_text("steps: 2\n")
     scenario = world.root / "persona_tasks" / "bank" / "scenarios" / "chat.yaml"
-    text = scenario.read_text()
-    scenario.write_text(text + "\n")
-    try:
-        said = "\n".join(found(world))
-        assert "optimizer.json is not among its files" in said
-        assert "not the recipe it was trained with" in said
-        assert "scenario chat" in said and "raise the task versions" in said
-        result = call("registry", "check")
-        assert result.exit_code == 1
-        assert call("registry", "update").exit_code == 0
-        assert not any("scenario chat" in problem for problem in found(world))
-    finally:
-        extra.unlink()
-        recipe.write_text("steps: 1\n")
-        scenario.write_text(text)
-    weights = world.adapter / "adapter_model.safetensors"
-    kept = weights.read_bytes()
-    weights.unlink()
-    try:
-        assert any("adapter_model.safetensors is missing" in problem for problem in found(world))
-    finally:
-        weights.write_bytes(kept)
+    scenario.write_text(scenario.read_text() + "\n")
+    said = "\n".join(found(world))
+    assert "optimizer.json is not among its files" in said
+    assert "not the recipe it was trained with" in said
+    assert "scenario chat" in said and "raise the task versions" in said
+    result = call("registry", "check")
+    assert result.exit_code == 1
+    assert call("registry", "update").exit_code == 0
+    assert not any("scenario chat" in problem for problem in found(world))
+    (world.adapter / "adapter_model.safetensors").unlink()
+    assert any("adapter_model.safetensors is missing" in problem for problem in found(world))
 
 
 def test_an_adapter_of_another_base_is_found(world: World) -> None:
@@ -271,11 +246,11 @@ def test_scores_made_with_other_prompts_are_found(world: World) -> None:
 
 
 @pytest.fixture(scope="module")
-def inspect_log(made: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inspect_log(world_template: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run of the adapter's merged model on the chat scenario, with a judge behind a server."""
     folder = tmp_path_factory.mktemp("logs")
     with ChatServer(everybody) as server:
-        model = f"persona/{local_adapter(made, folder)}"
+        model = f"persona/{local_adapter(world_template, folder)}"
         inspect_runs.run(drift(scenario="chat", turns=2, probes="2"), server, folder, model=model, max_tokens=8)
     [log] = folder.glob("*.eval")
     return log
@@ -308,7 +283,19 @@ def test_a_score_enters_from_an_inspect_log(world: World, inspect_log: Path) -> 
     assert len(score.value("prompt_to_line", "chat").curve) == 2  # type: ignore[union-attr]
     assert call("registry", "add-score", str(inspect_log)).exit_code == 0
     assert len(world.registry.scores) == 1
+    stale = call("registry", "check")
+    assert stale.exit_code == 1 and "registry update" in stale.output
+    assert call("registry", "update").exit_code == 0
+    card = (world.root / "model_cards" / "tiny-sim" / "README.md").read_text()
+    assert f"| chat | Prompt to line | – | {value_of(score, 'prompt_to_line'):.3f} [" in card
+    assert (world.root / "model_cards" / "tiny-sim" / "drift_curve.png").read_bytes().startswith(b"\x89PNG")
     assert "nothing disagrees" in call("registry", "check").output
+
+
+def value_of(score: Score, metric: str) -> float:
+    value = score.value(metric, "chat")
+    assert value is not None
+    return value.value
 
 
 def test_a_score_enters_from_lm_evals_results(world: World, tmp_path: Path) -> None:
