@@ -55,18 +55,20 @@ def pull(name: str) -> Pulled:
 
 
 def _download(checkpoint: Checkpoint) -> tuple[Path, Source]:
+    """A commit never changes: what the cache has of it needs no network."""
     assert checkpoint.published  # the caller looked
     wanted = checkpoint.published
     try:
-        folder = client().snapshot_download(wanted.repository, revision=wanted.revision)
-        return Path(folder), "hub"
+        folder = Path(client().snapshot_download(wanted.repository, revision=wanted.revision, local_files_only=True))
+        if all((folder / file.path).is_file() for file in checkpoint.files):
+            return folder, "cache"
+    except OSError:
+        pass
+    try:
+        return Path(client().snapshot_download(wanted.repository, revision=wanted.revision)), "hub"
     except Exception as error:  # offline, blocked, gone: the reasons are many and the remedy is the same
         reason = type(error).__name__
-    try:
-        folder = client().snapshot_download(wanted.repository, revision=wanted.revision, local_files_only=True)
-        return Path(folder), "cache"
-    except Exception:
-        raise PullError(f"{wanted.repository} could not be downloaded ({reason}) and is not in the cache") from None
+    raise PullError(f"{wanted.repository} could not be downloaded ({reason}) and is not in the cache")
 
 
 def _embedded(checkpoint: Checkpoint, folder: Path, why_not: str) -> Pulled:
@@ -88,8 +90,8 @@ def _verify(checkpoint: Checkpoint, folder: Path) -> None:
 
 def instructions(registry: Registry, pulled: Pulled) -> list[str]:
     """How to use what was pulled, one line each."""
-    checkpoint, where = pulled.checkpoint, {"hub": "downloaded to", "cache": "offline; found in the cache:"}
-    said = where.get(pulled.source, "the copy in this package:")
+    checkpoint, where = pulled.checkpoint, {"hub": "downloaded to", "cache": "from the cache,"}
+    said = where.get(pulled.source, "the copy in this package,")
     lines = [f"{checkpoint.id}: {said} {pulled.folder}"]
     if checkpoint.role == "judge":
         lines.append(f"inspect eval persona_tasks/drift --model MODEL --model-role judge=persona/{checkpoint.id}")
