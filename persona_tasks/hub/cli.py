@@ -125,6 +125,22 @@ def publish(
     _run(lambda: publish_checkpoint(checkpoint, merged, Options(dry_run, create_pr, private, namespace), typer.echo))
 
 
+@app.command("publish-benchmark")
+def publish_benchmark(
+    dry_run: DRY_RUN = False, create_pr: CREATE_PR = False, private: PRIVATE = False, namespace: NAMESPACE = None
+) -> None:
+    """Publish the persona bank and the calibration set as a data set that `inspect eval hf/...` can run.
+
+    Example:
+
+        persona-tasks publish-benchmark --dry-run
+    """
+    from persona_tasks.hub import commands
+
+    options = commands.Options(dry_run, create_pr, private, namespace)
+    _run(lambda: commands.publish_benchmark(options, typer.echo))
+
+
 @app.command()
 def pull(checkpoint: Annotated[str, typer.Argument(metavar="ID", help="A checkpoint of the registry.")]) -> None:
     """Download a checkpoint at its pinned commit, verify it, say how to use it. Offline: the cache, or our own copy.

@@ -60,6 +60,23 @@ def publish_checkpoint(name: str, merged: bool, options: Options, say: Say) -> N
             save(load(file).replace(checkpoint), file)
 
 
+def publish_benchmark(options: Options, say: Say) -> None:
+    """Publish the persona bank and the calibration set; note in the registry where they are."""
+    from persona_tasks.hub.benchmark import benchmark_release
+
+    file = registry_file()
+    registry = load(file)
+    with tempfile.TemporaryDirectory() as scratch:
+        namespace = options.namespace or registry.namespace
+        release = benchmark_release(registry, root_of(file), Path(scratch), namespace)
+        outcome = publish_release(release, options, say)
+    if outcome is None or not options.in_registry(registry):
+        return
+    where = _publication(release, outcome, registry.benchmark.published)
+    benchmark = registry.benchmark.model_copy(update={"status": "published", "published": where})
+    save(registry.model_copy(update={"benchmark": benchmark}), file)
+
+
 def publish_release(release: Release, options: Options, say: Say) -> Outcome | None:
     """Show the plan and, unless it is a dry run, carry it out."""
     api = client()
