@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub_scores import fill
 from tests.hub_server import WRITE, HubServer
 from tests.hub_world import BASE, World, make_world, push
 
@@ -32,6 +33,12 @@ def world(world_template: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PERSONA_TASKS_REGISTRY", str(made.file))
     monkeypatch.setenv("PERSONA_TASKS_CACHE", str(tmp_path / "persona-cache"))
     return made
+
+
+@pytest.fixture
+def filled(world: World) -> World:
+    """The world with scores."""
+    return fill(world)
 
 
 @pytest.fixture(params=["lfs", "xet"])

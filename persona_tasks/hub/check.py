@@ -13,7 +13,8 @@ import yaml
 from persona_tasks.hub.cards import card_problems
 from persona_tasks.hub.entries import Checkpoint, File
 from persona_tasks.hub.files import sha256
-from persona_tasks.hub.registry import PACKAGE, Registry
+from persona_tasks.hub.registry import PACKAGE, Registry, RegistryError
+from persona_tasks.hub.submissions import read_submissions
 
 
 def root_of(file: Path) -> Path:
@@ -32,6 +33,10 @@ def problems(registry: Registry, root: Path) -> Iterator[str]:
     yield from _task_versions(registry)
     yield from _score_prompts(registry)
     yield from card_problems(registry, root)
+    try:
+        read_submissions(registry, root)
+    except RegistryError as error:
+        yield str(error)
 
 
 def checkpoint_problems(registry: Registry, checkpoint: Checkpoint, root: Path) -> Iterator[str]:

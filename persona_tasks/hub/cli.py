@@ -156,6 +156,63 @@ def pull(checkpoint: Annotated[str, typer.Argument(metavar="ID", help="A checkpo
     _run(lambda: typer.echo("\n".join(instructions(load(), fetch(checkpoint)))))
 
 
+@app.command()
+def leaderboard(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for index.html; a static Space as it is.")],
+) -> None:
+    """Write the leaderboard, one HTML page made from the registry and the submissions.
+
+    Example:
+
+        persona-tasks leaderboard -o site
+    """
+    from persona_tasks.hub.check import root_of
+    from persona_tasks.hub.leaderboard import write_leaderboard
+    from persona_tasks.hub.registry import load, registry_file
+
+    def write() -> None:
+        file = registry_file()
+        for written in write_leaderboard(load(file), root_of(file), output):
+            typer.echo(written)
+
+    _run(write)
+
+
+@app.command("publish-leaderboard")
+def publish_leaderboard(
+    dry_run: DRY_RUN = False, create_pr: CREATE_PR = False, private: PRIVATE = False, namespace: NAMESPACE = None
+) -> None:
+    """Publish the leaderboard as a static Space.
+
+    Example:
+
+        persona-tasks publish-leaderboard --dry-run
+    """
+    from persona_tasks.hub import commands
+
+    options = commands.Options(dry_run, create_pr, private, namespace)
+    _run(lambda: commands.publish_leaderboard(options, typer.echo))
+
+
+@app.command()
+def submit(
+    log: Annotated[Path, typer.Argument(help="An Inspect log, or lm-eval's results_*.json beside its samples.")],
+    by: Annotated[str, typer.Option(help="Who submits it; shown on the leaderboard.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the file.")] = Path("submissions"),
+) -> None:
+    """Check a run of any model and write its score as a file for the leaderboard.
+
+    The run must be whole, of this task version, and judged by a usable judge.
+
+    Example:
+
+        persona-tasks submit logs/2026-11-22T10-00-00_drift_abc.eval --by "Ada Lovelace"
+    """
+    from persona_tasks.hub.submissions import submit as write
+
+    _run(lambda: typer.echo(write(log, by, output)))
+
+
 def _run(work: Callable[[], object]) -> None:
     """Call it; what goes wrong is one line without secrets, and exit code 2."""
     from persona_tasks.hub.client import redacted

@@ -77,6 +77,17 @@ def publish_benchmark(options: Options, say: Say) -> None:
     save(registry.model_copy(update={"benchmark": benchmark}), file)
 
 
+def publish_leaderboard(options: Options, say: Say) -> None:
+    """Publish the leaderboard as a static Space."""
+    from persona_tasks.hub.leaderboard import leaderboard_release
+
+    file = registry_file()
+    registry = load(file)
+    with tempfile.TemporaryDirectory() as scratch:
+        namespace = options.namespace or registry.namespace
+        publish_release(leaderboard_release(registry, root_of(file), Path(scratch), namespace), options, say)
+
+
 def publish_release(release: Release, options: Options, say: Say) -> Outcome | None:
     """Show the plan and, unless it is a dry run, carry it out."""
     api = client()

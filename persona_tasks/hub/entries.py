@@ -15,7 +15,7 @@ SECRET = re.compile(
     r"|(?i:api_?key|token|password)=(?!none\b)[^\s,'\"]{8,}"
 )
 LOCAL_PATH = re.compile(
-    r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|work|mnt|data|var|private|opt|scratch)/|~/|[A-Za-z]:\\\\?\w)[^\s'\",]*"
+    r"(?<![\w.:])(?<!:/)(?:/(?:home|root|Users|tmp|work|mnt|data|var|private|opt|scratch)/|~/|[A-Za-z]:\\\\?\w)[^\s'\",]*"
 )
 
 
