@@ -69,6 +69,8 @@ def test_accessible_and_no_wider_than_the_screen(
 ) -> None:
     page = open_page(browser, written(filled, tmp_path), size, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == size[0]
+    assert page.locator("#sort").is_visible() == (size == PHONE)  # the column heads are hidden there
+    assert page.locator("thead").bounding_box()["y"] > page.locator("caption").bounding_box()["y"]
     page.locator("button.open").first.click()
     assert page.locator("tr.more svg").count() == 3
     assert page.evaluate("document.documentElement.scrollWidth") == size[0]
