@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 
 from persona_tasks.cli import app
 from persona_tasks.hub.benchmark import DEPTHS, all_tables, eval_yaml
+from persona_tasks.hub.client import client
+from persona_tasks.hub.submissions import read_submissions
 from persona_tasks.personas import load_bank
 from tests.chat_server import ChatServer, Request
 from tests.conftest import hub_environment
 from tests.hub_server import HubServer
-from tests.hub_world import World
+from tests.hub_world import ADAPTER, World
 
 NAME = "org/persona-drift"
 
@@ -73,9 +75,9 @@ print(json.dumps([counts, load_dataset(name, "probes_depth4", split="test")[0]["
 """
 
 
-def right_answer(request: Request) -> str:
-    """Picks the option B."""
-    return "ANSWER: B"
+def answers(request: Request) -> str:
+    """Picks the option B, or, in a few conversations, none."""
+    return "Well." if len(request.last) % 7 == 0 else "ANSWER: B"
 
 
 def test_it_is_published_loaded_and_run(hub: HubServer, world: World, tmp_path: Path) -> None:
@@ -97,11 +99,11 @@ def test_it_is_published_loaded_and_run(hub: HubServer, world: World, tmp_path: 
     assert counts["personas"] == {"train": 96, "dev": 24, "test": 40} and role == "system"
     assert counts["probes_depth8"] == {"test": 320}
 
-    with ChatServer(right_answer) as server:
+    with ChatServer(answers) as server:
         asked = {**environment, "LOCAL_API_KEY": "none", "LOCAL_BASE_URL": server.url}
         inspect = [sys.executable, "-c", "from inspect_ai._cli.main import main; main()", "eval"]
         task = f"hf/{NAME}/probes_depth4@{published.revision}"
-        options = ["--model", "openai-api/local/simulator", "--limit", "20", "--display", "none"]
+        options = ["--model", "openai-api/local/simulator", "--display", "none"]
         logs = ["--log-dir", str(tmp_path / "logs")]
         run = subprocess.run(
             [*inspect, task, *options, *logs], env=asked, cwd=tmp_path, capture_output=True, text=True, timeout=300
@@ -109,10 +111,39 @@ def test_it_is_published_loaded_and_run(hub: HubServer, world: World, tmp_path: 
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
         conversation = server.log[0].messages
     assert [message["role"] for message in conversation] == ["system", *["user", "assistant"] * 4, "user"]
-    from inspect_ai.log import read_eval_log
+    from inspect_ai.log import read_eval_log, write_eval_log
 
     [file] = (tmp_path / "logs").glob("*.eval")
     log = read_eval_log(str(file))
     assert log.status == "success" and log.results is not None
-    expected = sum(row["answer"] == 1 for row in all_tables()["probes_depth4", "test"][:20]) / 20
-    assert log.results.scores[0].metrics["accuracy"].value == pytest.approx(expected)
+    rows = all_tables()["probes_depth4", "test"]
+    assert log.results.total_samples == len(rows)
+
+    shown = call("submit", str(file), "--by", "somebody", "-o", str(world.root / "submissions"))
+    assert shown.exit_code == 0, shown.output
+    [submission] = read_submissions(world.registry, world.root)
+    score = submission.score
+    value = score.value("accuracy")
+    assert value is not None and (value.n, value.personas) == (320, 40) and value.interval is not None
+    assert value.value == pytest.approx(log.results.scores[0].metrics["accuracy"].value, abs=1e-4)
+    assert value.unparsed is not None and 0 < value.unparsed < 0.5
+    assert (score.task, score.judge) == ("probes_depth4", None)
+
+    ours = file.with_name("ours.eval")
+    log.eval.model = f"hf/{ADAPTER}"
+    write_eval_log(log, str(ours))
+    assert call("registry", "add-score", str(ours)).exit_code == 0
+    assert call("registry", "update").exit_code == 0
+    assert call("publish", "tiny-sim").exit_code == 0
+    info = client().model_info(ADAPTER, expand=["evalResults"])
+    [row] = info.eval_results or []
+    assert (row.dataset_id, row.task_id, row.value) == (NAME, "probes_depth4", value.value)
+    assert row.dataset_revision == published.revision and row.notes and "n=320" in row.notes
+
+    log.samples = (log.samples or [])[1:]
+    write_eval_log(log, str(ours))
+    assert "319 of 320 questions" in call("registry", "add-score", str(ours)).output
+    log.samples[0].target = "E"
+    log.samples.append(log.samples[1])
+    write_eval_log(log, str(ours))
+    assert "not those of this version" in call("registry", "add-score", str(ours)).output

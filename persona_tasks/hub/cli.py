@@ -65,7 +65,8 @@ def registry_add_score(
         for log in logs:
             score, records = read_score(registry, log, "registry")
             registry = add(registry, score)
-            keep_examples(root_of(file), str(score.checkpoint), records)
+            if records:
+                keep_examples(root_of(file), str(score.checkpoint), records)
             typer.echo(f"{log}: {len(score.values)} values of {score.model} on {score.task}")
         save(registry, file)
     except (RegistryError, ScoreError, OSError, ValueError) as error:
@@ -220,7 +221,7 @@ def _run(work: Callable[[], object]) -> None:
     try:
         work()
     except (RuntimeError, ValueError, OSError) as error:
-        _fail(type(error)(redacted(str(error))))
+        _fail(RuntimeError(redacted(str(error))))
 
 
 def _fail(error: Exception) -> NoReturn:

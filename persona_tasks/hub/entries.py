@@ -205,7 +205,7 @@ class Value(Entry):
     scenario: str = Field(description="A scenario's id, or all.")
     value: float
     interval: Bounds | None = Field(None, description="95 %, clustered by persona.")
-    n: int = Field(ge=1, description="Dialogues with a score.")
+    n: int = Field(ge=1, description="Dialogues with a score, or questions asked.")
     personas: int = Field(ge=1)
     unparsed: float | None = Field(None, ge=0, le=1, description="Share of the verdicts that could not be read.")
     withheld: int = Field(0, ge=0, description="Dialogues without a score, because under half could be read.")
@@ -215,7 +215,7 @@ class Value(Entry):
 class LogFile(Entry):
     """A file that the numbers were computed from."""
 
-    name: RelPath
+    name: Annotated[str, StringConstraints(pattern=r"^[\w@+=,.-]+$", max_length=255)]
     sha256: Sha256
     url: Annotated[str, StringConstraints(pattern=r"^https://[^\s<>\"']+$")] | None = None
 

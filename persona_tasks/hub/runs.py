@@ -10,6 +10,7 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_tasks.hub.probes import Answered, read_answers
 from persona_tasks.importers import load
 from persona_tasks.transcript import Judged, TranscriptError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
     from inspect_ai.model import ModelConfig
 
+QUESTIONS: dict[str, Any] = {"split": "test", "turns": None, "partner": "scripted", "probe_mode": "choice", "seed": 0}
 GENERATION = ("temperature", "top_p", "top_k", "max_tokens", "max_gen_toks", "do_sample", "num_beams", "seed")
 
 
@@ -42,6 +44,7 @@ class Run:
     generation: dict[str, Any]
     logs: list[Path]
     records: list[Judged] = field(repr=False)
+    answers: list[Answered] = field(default_factory=list, repr=False)
     prompts: str | None = None
 
 
@@ -74,13 +77,16 @@ def _inspect(path: Path) -> Run:
         raise ScoreError(f"{path}: not readable as an Inspect log ({type(error).__name__})") from None
     if log.status != "success":
         raise ScoreError(f"{path}: the run did not finish (status {log.status}); `inspect eval-retry` goes on with it")
-    if spec.task != "persona_tasks/drift":
-        raise ScoreError(f"{path}: of task {spec.task!r}; scores are of persona_tasks/drift")
+    questions = spec.task.startswith("hf/")
+    if not questions and spec.task != "persona_tasks/drift":
+        raise ScoreError(
+            f"{path}: of task {spec.task!r}; scores are of persona_tasks/drift or of our questions, hf/..."
+        )
     try:
-        records = load(path, "inspect")
+        records = [] if questions else load(path, "inspect")
     except TranscriptError as error:
         raise ScoreError(str(error)) from None
-    arguments = dict(spec.task_args)
+    arguments = QUESTIONS if questions else dict(spec.task_args)
     partner = (spec.model_roles or {}).get("partner")
     if arguments.get("partner") == "model":
         arguments["partner"] = _bound(partner) if partner else spec.model
@@ -103,7 +109,8 @@ def _inspect(path: Path) -> Run:
         generation={name: value for name, value in given.items() if name in GENERATION},
         logs=[path],
         records=records,
-        prompts=_prompts(path),
+        answers=read_answers(path) if questions else [],
+        prompts=None if questions else _prompts(path),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from persona_tasks.hub import probes
 from persona_tasks.hub.entries import Checkpoint, Score, Value
 from persona_tasks.hub.files import sha256
 from persona_tasks.hub.registry import Registry, RegistryError, check_values
@@ -50,8 +51,7 @@ def read_score(registry: Registry, log: Path, purpose: Literal["registry", "subm
                 f"{run.model} is no checkpoint of the registry; others' models enter by `persona-tasks submit`"
             )
         task = _task(registry, run)
-        scenarios = _check_complete(run)
-        _check_judge(registry, run, purpose)
+        values = _answer_values(registry, task, run) if run.answers else _drift_values(registry, task, run, purpose)
         score = Score(
             model=run.model if checkpoint is None else checkpoint.id,
             checkpoint=checkpoint.id if checkpoint else None,
@@ -71,7 +71,7 @@ def read_score(registry: Registry, log: Path, purpose: Literal["registry", "subm
             commit=run.commit,
             date=run.on,
             logs=[{"name": path.name, "sha256": sha256(path)} for path in run.logs],
-            values=_values(registry, task, run.records, scenarios),
+            values=values,
         )
         check_values(registry, score)
     except ScoreError as error:
@@ -81,7 +81,7 @@ def read_score(registry: Registry, log: Path, purpose: Literal["registry", "subm
         raise ScoreError(f"{log}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     except (RegistryError, ValueError) as error:
         raise ScoreError(f"{log}: {error}") from None
-    if purpose == "submission":
+    if purpose == "submission" and run.records:
         _check_nothing_withheld(log, score)
     return Measured(score, run.records)
 
@@ -123,6 +123,8 @@ def _weights(folder: Path | None) -> str | None:
 
 
 def _task(registry: Registry, run: Run) -> str:
+    if asked := probes.probe_task(registry, run.task):
+        return asked.id
     for task in registry.tasks:
         inspect, lm_eval = run.task == task.inspect, task.lm_eval is not None and run.task.startswith(task.lm_eval)
         if not inspect and not lm_eval:
@@ -133,6 +135,18 @@ def _task(registry: Registry, run: Run) -> str:
             raise ScoreError(f"made with version {run.version} of {run.task}, not comparable with {task.version}")
         return task.id
     raise ScoreError(f"of task {run.task!r}, which the registry does not know")
+
+
+def _answer_values(registry: Registry, task: str, run: Run) -> list[Value]:
+    if wrong := probes.problem(registry.task(task), run.answers, run.epochs):
+        raise ScoreError(wrong)
+    return probes.values(run.answers)
+
+
+def _drift_values(registry: Registry, task: str, run: Run, purpose: str) -> list[Value]:
+    scenarios = _check_complete(run)
+    _check_judge(registry, run, purpose)
+    return _values(registry, task, run.records, scenarios)
 
 
 def _check_complete(run: Run) -> list[str]:
