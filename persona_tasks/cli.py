@@ -97,6 +97,54 @@ def score(
     show(summary, as_json, *summary_tables(summary))
 
 
+@app.command("judge-card")
+def judge_card(
+    judge: Annotated[str, typer.Option(help="Any Inspect model, or `always-consistent`, which every judge must beat.")],
+    out: Annotated[Path | None, typer.Option(help="Where the card goes (JSON); default: the current folder.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the card (PNG, SVG or PDF).")] = None,
+    foreign: Annotated[
+        bool | None,
+        typer.Option("--foreign/--no-foreign", help="The sets in $PERSONA_REFERENCE_DATA; default: if set."),
+    ] = None,
+    as_json: JSON = False,
+) -> None:
+    """Measure a judge on lines whose labels are known: agreement, stability, attacks, cost.
+
+    Examples:
+
+        persona-tasks judge-card --judge persona/judge-135m
+
+        persona-tasks judge-card --judge openai/gpt-5-mini --out gpt-5-mini.json --picture gpt-5-mini.png
+
+        persona-tasks judge-card --judge always-consistent --no-foreign
+    """
+    from persona_tasks.judge_card import ALWAYS_CONSISTENT, Pass, always_consistent, card_file, measure
+    from persona_tasks.personas import BankError
+    from persona_tasks.tables import card_tables, show
+
+    try:
+        if judge == ALWAYS_CONSISTENT:
+            judged: Pass = always_consistent
+        else:
+            from inspect_ai.model import get_model
+
+            from persona_tasks.inspect_tasks.agreement import judged_by
+
+            judged = judged_by(get_model(judge))
+        command = f"persona-tasks judge-card --judge {judge}"
+        card = measure(judge, judged, command, foreign)
+    except (BankError, ValueError, RuntimeError) as error:
+        _fail(error)
+    file = out or card_file(judge, Path())
+    file.write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    if picture:
+        from persona_tasks.judge_plot import draw
+
+        draw(card, picture)
+    show(card, as_json, *card_tables(card))
+    typer.echo(f"written: {file}", err=True)
+
+
 @app.command(
     "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from persona_tasks.importers import load
+from persona_tasks.judge_card import corrected_score, worth
 from persona_tasks.metrics import (
     CHANCE,
     MIN_COVERAGE,
@@ -66,6 +67,10 @@ class MetricSummary(Result):
     asked: int = Field(description="Verdicts asked for.")
     coverage: float | None = Field(default=None, description="Share of them that could be read.")
     unparsed: float | None = Field(default=None, description="Share of them that could not.")
+    corrected: float | None = Field(
+        default=None, description="The score corrected for the judge's errors, by its card; see `agreement.corrected`."
+    )
+    corrected_ci: Interval | None = None
     slope: float | None = Field(default=None, description="Change of the score per turn.")
     slope_ci: Interval | None = None
     half_life: int | None = Field(default=None, description="First turn with survival <= 1/2; None if there is none.")
@@ -177,6 +182,7 @@ def _notes(records: Sequence[Judged]) -> list[str]:
         notes.append("no verdicts are stored with these dialogues: only the monitors are computed")
     elif len({record.transcript.persona_id for record in records}) == 1:
         notes.append("all dialogues are of one persona: there are no intervals and no standard errors")
+    notes += [worth(judge) for judge in sorted({record.judge for record in records if record.verdicts}) if judge]
     if any(record.transcript.metadata.get("qa_answered_by") == "judge" and record.of("qa") for record in records):
         notes.append("qa: the questions were answered by the judge, not by the simulator")
     return notes
@@ -209,11 +215,16 @@ def aggregate(judged: Sequence[Judged], metric: Metric, resamples: int = RESAMPL
     )
     found = estimate(weights, np.array([np.nan if score is None else score for score in scores]), grid)
     half_life = finite(found.half_life[0])
+    stderr = clustered_stderr([score for score, _ in scored], [persona for _, persona in scored])
+    [judge, *others] = {record.judge for record in judged}
+    corrected = None if others else corrected_score(judge, metric, float(found.mean[0]), stderr)
     return MetricSummary(
         **counts.model_dump(include={"n", "clusters", "withheld", "asked", "coverage", "unparsed"}),
         score=finite(found.mean[0]),
         ci=interval(found.mean[1:]),
-        stderr=clustered_stderr([score for score, _ in scored], [persona for _, persona in scored]),
+        stderr=stderr,
+        corrected=corrected[0] if corrected else None,
+        corrected_ci=corrected[1] if corrected else None,
         slope=finite(found.slope[0]),
         slope_ci=interval(found.slope[1:]),
         half_life=None if half_life is None else int(half_life),

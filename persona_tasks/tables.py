@@ -11,12 +11,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from persona_tasks.judge_card import Card
 from persona_tasks.metrics import Interval
 from persona_tasks.personas import Persona
 from persona_tasks.scoring import Group, MetricSummary, Summary
 
 NOTHING = "–"
-METRIC_COLUMNS = ("score", "95 %", "n", "personas", "unparsed", "withheld", "slope/turn", "half-life")
+METRIC_COLUMNS = ("score", "95 %", "corrected", "n", "personas", "unparsed", "withheld", "slope/turn", "half-life")
 
 
 def show(
@@ -61,6 +62,41 @@ def summary_tables(summary: Summary) -> list[Table | str]:
     return [scores, monitors, *(f"note: {note}" for note in summary.notes)]
 
 
+def card_tables(card: Card) -> list[Table | str]:
+    """A judge card: agreement by set and metric, the kinds of lines, and how stable the verdicts are."""
+    parts = _table("set", "", "n", "unparsed", "accuracy", "AUC", "F1", "kappa", "finds", "spares", "right line")
+    for name, part in card.parts.items():
+        numbers = [
+            f"{_number(part.statistics[key].value)} {_interval(part.statistics[key].interval, '.2f')}"
+            for key in ("accuracy", "auc", "f1", "kappa", "sensitivity", "specificity")
+            if key in part.statistics
+        ]
+        parts.add_row(name, "", str(part.n), f"{100 * part.unparsed:.1f} %", *numbers, _number(part.index_recovery, 2))
+    kinds = _table("kind of line", "", "n", "judged right")
+    for name, part in card.drifts.items():
+        found = part.statistics.get("accuracy")
+        kinds.add_row(name, "", str(part.n), _number(found.value if found else None, 2))
+    changes = {
+        "asked again": card.self_agreement,
+        "other wording": card.other_wording,
+        "reversed order": card.other_order,
+    }
+    notes = [
+        f"{name}: the same verdict on {100 * part.agreement:.0f} % of {part.n} items"
+        for name, part in changes.items()
+        if part is not None
+    ]
+    if card.attack_success is not None:
+        notes.append(
+            f"attacks: {100 * card.attack_success:.0f} % of {card.attacks} lines that address the judge succeed"
+        )
+    if card.seconds_per_verdict is not None:
+        notes.append(
+            f"cost: {card.seconds_per_verdict:.2f} s and {card.tokens_per_verdict or 0:.0f} tokens per verdict"
+        )
+    return [f"{card.judge}, {card.date}, prompts {card.prompts}", parts, kinds, *notes]
+
+
 def personas_table(personas: Sequence[Persona]) -> Table:
     """One row per persona."""
     table = Table("id", "name", "scenario", "split", "facts", "questions", box=box.SIMPLE_HEAD)
@@ -99,6 +135,7 @@ def _metric_cells(metric: MetricSummary) -> list[str]:
     return [
         "withheld" if metric.score is None else _number(metric.score),
         _interval(metric.ci),
+        NOTHING if metric.corrected is None else f"{_number(metric.corrected)} {_interval(metric.corrected_ci)}",
         str(metric.n),
         str(metric.clusters),
         NOTHING if metric.unparsed is None else f"{100 * metric.unparsed:.1f} %",

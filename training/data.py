@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from persona_tasks.embedded.answers import engine_answers
 from persona_tasks.embedded.engine import Engine
+from persona_tasks.embedded.weights import Sampling
 from persona_tasks.personas import Persona, load_bank
 from persona_tasks.protocol.lockstep import lockstep
 from persona_tasks.protocol.partners import make_partner
@@ -32,14 +33,21 @@ def progress() -> Progress:
 
 
 def hold_dialogues(
-    engine: Engine, model: str, personas: Sequence[Persona], turns: int, seed: int, temperature: float, top_p: float,
-    out: Path, batch: int = 32,
-) -> None:  # fmt: skip
+    engine: Engine,
+    model: str,
+    personas: Sequence[Persona],
+    turns: int,
+    seed: int,
+    temperature: float | None,
+    out: Path,
+    batch: int = 32,
+) -> None:
     """Hold one dialogue per persona, `batch` of them in lockstep, and append each batch to `out` as it ends."""
     bank = load_bank()
     done = {record.transcript.id for record in read_jsonl(out)} if out.exists() else set()
     left = [persona for persona in personas if f"{persona.id}/{seed}" not in done]
-    answer = engine_answers(engine, temperature=temperature, top_p=top_p, seed=seed)
+    manner = engine.sampling if temperature is None else Sampling(temperature)
+    answer = engine_answers(engine, manner, seed)
     with progress() as bar:
         task = bar.add_task("dialogues", total=len(personas), completed=len(personas) - len(left))
         for start in range(0, len(left), batch):
@@ -61,16 +69,13 @@ def main() -> None:
     parser.add_argument("--scenario", default="all")
     parser.add_argument("--split", default="train", help="train, dev, test or all")
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--temperature", type=float, default=0.7, help="default: that of the embedded model")
-    parser.add_argument("--top-p", type=float, default=0.9, help="default: that of the embedded model")
+    parser.add_argument("--temperature", type=float, help="plain sampling; default: the model's own way of talking")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     personas = load_bank().select(options.scenario, options.split)
     engine = Engine.load(options.model)
-    hold_dialogues(
-        engine, options.model, personas, options.turns, options.seed, options.temperature, options.top_p, options.out
-    )
+    hold_dialogues(engine, options.model, personas, options.turns, options.seed, options.temperature, options.out)
 
 
 if __name__ == "__main__":

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 
 from persona_tasks.embedded.engine import Engine
 from persona_tasks.embedded.guided import Choice, choose, possible_replies
 from persona_tasks.embedded.request import Completion, ContextOverflow, Request
+from persona_tasks.embedded.weights import Sampling
 from persona_tasks.protocol.asks import Answer, Ask, Failure
 from persona_tasks.protocol.limits import LINE_TOKENS, PROBE_TOKENS, REPLY_TOKENS, VERDICT_TOKENS
 
+GREEDY = Sampling()
 MAX_TOKENS = {"line": LINE_TOKENS, "probe": PROBE_TOKENS, "reply": REPLY_TOKENS, "verdict": VERDICT_TOKENS}
 
 
 def engine_answers(
-    engine: Engine, temperature: float = 0.0, top_p: float | None = None, seed: int | None = None
+    engine: Engine, sampling: Sampling = GREEDY, seed: int | None = None
 ) -> Callable[[Sequence[Ask]], list[Answer]]:
     """An answer function for `lockstep`. Verdicts are greedy, and chosen among those that their schema allows.
 
     Args:
         engine: Who answers, whatever the role.
-        temperature: 0 takes the likeliest token.
-        top_p: Sample from the likeliest tokens that make up this much probability.
+        sampling: How lines are chosen; `engine.sampling` for the model's own way. Default: greedy.
         seed: With a seed the same prompt gets the same answer.
     """
 
@@ -36,7 +38,7 @@ def engine_answers(
             return Failure(f"the context window is full: {error}")
 
     def free(asks: Sequence[Ask]) -> list[Answer]:
-        jobs = [submit(Request(prompt(ask), MAX_TOKENS[ask.purpose], temperature, top_p, seed=seed)) for ask in asks]
+        jobs = [submit(Request(prompt(ask), MAX_TOKENS[ask.purpose], **asdict(sampling), seed=seed)) for ask in asks]
         return [job if isinstance(job, Failure) else job.result().text for job in jobs]
 
     def guided(asks: Sequence[Ask]) -> list[Answer]:
@@ -58,7 +60,7 @@ def engine_answers(
                     answers[index] = job
                     continue
                 try:
-                    running[index] = (choice, choice.send(job.result().ids[0]))
+                    running[index] = (choice, choice.send(job.result()))
                 except StopIteration as end:
                     answers[index] = end.value
         return [answers[index] for index in range(len(asks))]

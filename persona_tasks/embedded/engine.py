@@ -35,7 +35,7 @@ from persona_tasks.embedded.request import (
     Stats,
 )
 from persona_tasks.embedded.sampling import TokenLogprob
-from persona_tasks.embedded.weights import DEFAULT, load_model, weights_version
+from persona_tasks.embedded.weights import DEFAULT, Sampling, load_model, own_sampling, weights_version
 
 __all__ = ["Completion", "ContextOverflow", "Engine", "Request", "Stats", "TokenLogprob", "UnsupportedModel"]
 
@@ -71,6 +71,7 @@ class Engine:
         self.shape = ModelShape.of(model.config)
         self.model, self.tokenizer = model.eval(), tokenizer
         model.set_attn_implementation(NAME)
+        self.sampling = Sampling()  # how it talks unless a request says otherwise; the caller fills the request
         self.chat = Chat(tokenizer)
         self.stats = Stats()
         self.eos = _end_tokens(model, tokenizer)
@@ -93,7 +94,9 @@ class Engine:
     @classmethod
     def load(cls, name: str = DEFAULT, dtype: str = "bfloat16", device: str | None = None, **options: Any) -> Engine:
         """Load an embedded model, or a folder; see `weights.load_model`. The options are those of the class."""
-        return cls(*load_model(name, dtype, device), **options)
+        engine = cls(*load_model(name, dtype, device), **options)
+        engine.sampling = own_sampling(name, engine.model)
+        return engine
 
     @classmethod
     def shared(cls, name: str = DEFAULT, dtype: str = "bfloat16", device: str | None = None) -> Engine:

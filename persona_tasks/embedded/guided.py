@@ -12,9 +12,10 @@ from collections.abc import Generator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from persona_tasks.embedded.request import Request
+from persona_tasks.embedded.request import Completion, Request
+from persona_tasks.protocol.asks import Chosen
 
-Choice = Generator[Request, int, str]
+Choice = Generator[Request, Completion, Chosen]
 
 
 def possible_replies(schema: Mapping[str, Any]) -> list[str] | None:
@@ -47,15 +48,25 @@ def choose(prompt: Sequence[int], replies: Sequence[str], tokenizer: Any) -> Cho
         tokenizer: The model's.
 
     Yields:
-        Requests for one token out of a few; send the id that was generated.
+        Requests for one token out of a few; send the completion.
 
     Returns:
-        The reply chosen.
+        The reply chosen, with the probability of each. Of replies that fell out together only their sum is known.
     """
     left = {reply: tokenizer(reply, add_special_tokens=False)["input_ids"] for reply in replies}
+    weights: dict[str, float] = {}
+    mass = 1.0
     while len(left) > 1:
         shared = next(place for place, ids in enumerate(zip(*left.values(), strict=False)) if len(set(ids)) > 1)
         after = [*prompt, *next(iter(left.values()))[:shared]]
-        token = yield Request(after, max_tokens=1, allowed=sorted({ids[shared] for ids in left.values()}))
-        left = {reply: ids for reply, ids in left.items() if ids[shared] == token}
-    return next(iter(left))
+        groups: dict[int, list[str]] = {}
+        for reply, ids in left.items():
+            groups.setdefault(ids[shared], []).append(reply)
+        completion = yield Request(after, max_tokens=1, allowed=sorted(groups))
+        for token, probability in zip(sorted(groups), completion.among, strict=True):
+            weights[groups[token][0]] = mass * probability
+        chosen = groups[completion.ids[0]]
+        mass = weights.pop(chosen[0])
+        left = {reply: left[reply] for reply in chosen}
+    [reply] = left
+    return Chosen(reply, weights | {reply: mass})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from persona_tasks.embedded.kv import Ids, TokenSequence
 from persona_tasks.embedded.request import Completion, Request, StopReason
-from persona_tasks.embedded.sampling import TokenLogprob, random_source, sample, token_logprob
+from persona_tasks.embedded.sampling import TokenLogprob, penalised, random_source, sample, token_logprob
 
 
 @dataclass(eq=False)
@@ -38,6 +38,7 @@ class Job:
     reused: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    among: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self._random = random_source(self.request.seed, self.prompt)
@@ -54,9 +55,13 @@ class Job:
             The completion if this was its last token; else None, and the sequence is one token longer.
         """
         request, token = self.request, likeliest
+        if request.frequency_penalty:
+            logits = penalised(logits, self.ids, request.frequency_penalty)
+            token = int(logits.argmax())
         if request.allowed:
             among = logits[list(request.allowed)]
             token = request.allowed[int(among.argmax())]
+            self.among = tuple(among.softmax(-1).tolist())
         elif request.temperature > 0:
             token = sample(logits, request.temperature, request.top_p, request.top_k, self._random.random())
         self.ids.append(token)
@@ -90,7 +95,7 @@ class Job:
     def _completion(self, text: str, reason: StopReason) -> Completion:
         logprobs = self.logprobs if self.request.logprobs is not None else None
         seconds = time.monotonic() - self.started
-        return Completion(text, self.ids, reason, len(self.prompt), self.reused, logprobs, seconds)
+        return Completion(text, self.ids, reason, len(self.prompt), self.reused, logprobs, seconds, self.among)
 
 
 def _text(ids: list[int], tokenizer: Any) -> str:

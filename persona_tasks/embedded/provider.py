@@ -9,8 +9,9 @@ a batch and the prefixes that are already computed; `input_tokens_cache_read` sa
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from inspect_ai.model import (
@@ -33,6 +34,7 @@ from persona_tasks.embedded.weights import check_name
 if TYPE_CHECKING:
     from persona_tasks.embedded.engine import Completion, Engine, Request
     from persona_tasks.embedded.sampling import TokenLogprob
+    from persona_tasks.protocol.asks import Chosen
 
 CONNECTIONS = 64
 
@@ -46,8 +48,8 @@ def persona() -> type[ModelAPI]:
 class PersonaAPI(ModelAPI):
     """`persona/<name of an embedded model>` or `persona/<path of a folder>`.
 
-    Without a temperature the model's own generation configuration decides, as it does in transformers; most small
-    models have none, and the likeliest token is taken.
+    Without a temperature the model talks as it is known to (`weights.MODELS`) or as its generation configuration says,
+    as in transformers; a folder without one takes the likeliest token. Temperature 0 is plain greedy decoding.
 
     Args:
         dtype: "bfloat16", "float16" or "float32".
@@ -80,7 +82,9 @@ class PersonaAPI(ModelAPI):
         engine = await self.engine()
         try:
             if (guided := await _guided(engine, input, config)) is not None:
-                return ModelOutput.from_content(self.model_name, guided[0]).model_copy(update={"usage": guided[1]})
+                chosen, usage = guided
+                output = ModelOutput.from_content(self.model_name, str(chosen))
+                return output.model_copy(update={"usage": usage, "metadata": {"weights": dict(chosen.weights)}})
             completion = await engine.complete(_request(engine, input, config))
         except ContextOverflow as error:
             output = ModelOutput.from_content(self.model_name, "", stop_reason="model_length", error=str(error))
@@ -107,7 +111,7 @@ class PersonaAPI(ModelAPI):
         return f"persona/{self.model_name}"
 
 
-async def _guided(engine: Engine, input: list[ChatMessage], config: GenerateConfig) -> tuple[str, ModelUsage] | None:
+async def _guided(engine: Engine, input: list[ChatMessage], config: GenerateConfig) -> tuple[Chosen, ModelUsage] | None:
     """A reply chosen among all those that the response schema allows, and its cost; None if they cannot be listed."""
     from persona_tasks.embedded.guided import choose, possible_replies
 
@@ -123,9 +127,9 @@ async def _guided(engine: Engine, input: list[ChatMessage], config: GenerateConf
         completion = await engine.complete(request)
         usage += _usage(completion)
         try:
-            request = choice.send(completion.ids[0])
+            request = choice.send(completion)
         except StopIteration as end:
-            return str(end.value), usage
+            return end.value, usage
 
 
 def _prompt(engine: Engine, input: list[ChatMessage]) -> list[int]:
@@ -136,21 +140,16 @@ def _request(engine: Engine, input: list[ChatMessage], config: GenerateConfig) -
     from persona_tasks.embedded.engine import Request
 
     prompt = _prompt(engine, input)
-    own = engine.model.generation_config
-    sampled = bool(getattr(own, "do_sample", False))
-
-    def default(name: str) -> Any:
-        return getattr(own, name, None) if sampled else None
-
-    temperature = config.temperature
-    if temperature is None:
-        temperature = (default("temperature") or 1.0) if sampled else 0.0
+    own = engine.sampling
+    if config.temperature == 0:  # greedy is greedy, whatever the model would do by itself
+        own = replace(own, temperature=0.0, frequency_penalty=0.0)
     return Request(
         prompt,
         max_tokens=config.max_tokens,
-        temperature=temperature,
-        top_p=config.top_p if config.top_p is not None else default("top_p"),
-        top_k=config.top_k if config.top_k is not None else default("top_k"),
+        temperature=own.temperature if config.temperature is None else config.temperature,
+        top_p=own.top_p if config.top_p is None else config.top_p,
+        top_k=own.top_k if config.top_k is None else config.top_k,
+        frequency_penalty=own.frequency_penalty if config.frequency_penalty is None else config.frequency_penalty,
         seed=config.seed,
         stop=tuple(config.stop_seqs or ()),
         logprobs=(config.top_logprobs or 0) if config.logprobs else None,

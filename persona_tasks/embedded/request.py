@@ -26,6 +26,8 @@ class Request:
         max_tokens: At most so many are generated; None for as many as the context leaves, up to `DEFAULT_MAX_TOKENS`.
         temperature: 0 takes the likeliest token.
         top_p, top_k: Truncate what is sampled from; None or 0 for no limit.
+        frequency_penalty: Taken from a token's logit for each time it has been generated in this completion; the
+            definition of OpenAI's API. 0 for none.
         seed: With a seed, the same prompt gets the same completion, whatever else runs; None is random.
         stop: Texts that end the completion; they are not part of it.
         logprobs: None for none, 0 for those of the chosen tokens, k for the k likeliest tokens with each of them.
@@ -37,6 +39,7 @@ class Request:
     temperature: float = 0.0
     top_p: float | None = None
     top_k: int | None = None
+    frequency_penalty: float = 0.0
     seed: int | None = None
     stop: Sequence[str] = ()
     logprobs: int | None = None
@@ -54,6 +57,7 @@ class Completion:
         reused_tokens: Of `prompt_tokens`, those whose keys and values were there already.
         logprobs: One for each of `ids`, if asked for.
         seconds: From submission to the end.
+        among: Probabilities of the request's `allowed` tokens among themselves, for the last token; empty without any.
     """
 
     text: str
@@ -63,6 +67,7 @@ class Completion:
     reused_tokens: int
     logprobs: list[TokenLogprob] | None
     seconds: float
+    among: tuple[float, ...] = ()
 
     @property
     def completion_tokens(self) -> int:

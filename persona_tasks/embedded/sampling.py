@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,19 @@ def sample(logits: Tensor, temperature: float, top_p: float | None, top_k: int |
     chosen = int(torch.searchsorted(cumulative, cumulative[-1:] * draw, right=True))
     chosen = min(chosen, len(probabilities) - 1)
     return int(ids[chosen]) if ids is not None else chosen
+
+
+def penalised(logits: Tensor, generated: Sequence[int], frequency: float) -> Tensor:
+    """Logits after the frequency penalty of OpenAI's API: minus `frequency` for each time a token was generated.
+
+    Args:
+        logits: ``[vocabulary]``, float32; not changed.
+        generated: The tokens of this completion so far.
+    """
+    if not generated:
+        return logits
+    ids, counts = torch.tensor(generated, device=logits.device).unique(return_counts=True)
+    return logits.index_add(0, ids, counts.to(logits.dtype), alpha=-frequency)
 
 
 def token_logprob(logits: Tensor, chosen: int, top: int, tokenizer: Any) -> TokenLogprob:

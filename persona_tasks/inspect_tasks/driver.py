@@ -21,7 +21,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.util import LimitExceededError, collect, json_schema, span
 
-from persona_tasks.protocol.asks import Answer, Ask, Dialogue, Failure, Message
+from persona_tasks.protocol.asks import Answer, Ask, Chosen, Dialogue, Failure, Message
 
 logger = getLogger(__name__)
 Result = TypeVar("Result")
@@ -65,12 +65,13 @@ def same_messages(known: list[ChatMessage], wanted: tuple[Message, ...]) -> list
 
 
 def answer_of(output: ModelOutput) -> Answer:
-    """The text of an output, or a `Failure` where the context window is full."""
+    """The text of an output, with its alternatives if the model gives them; a `Failure` where the context is full."""
     if output.stop_reason == "model_length":
         return Failure("the context window is full")
     if output.error:
         return Failure(output.error)
-    return output.completion
+    weights = (output.metadata or {}).get("weights")
+    return Chosen(output.completion, weights) if weights else output.completion
 
 
 def role_model(role: str, max_tokens: int, default: str | None = None) -> Model:

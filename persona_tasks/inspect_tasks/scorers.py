@@ -12,6 +12,7 @@ from inspect_ai.solver import TaskState
 
 from persona_tasks.inspect_tasks.driver import ask_judge, drive, role_model
 from persona_tasks.inspect_tasks.record import line_messages, recorded
+from persona_tasks.judge_card import worth
 from persona_tasks.metrics import CHANCE, dialogue_score, floor_score
 from persona_tasks.monitors import monitor
 from persona_tasks.protocol.asks import Answer, Ask
@@ -166,10 +167,6 @@ class Cites:
 
 @cache
 def warn_about(judge_name: str) -> None:
-    """Say once per run when the judge is not worth its verdicts."""
-    if judge_name == DEFAULT_JUDGE:
-        logger.warning(
-            "The judge is %s, the offline default, and no usable judge: it finds contradictions no "
-            "better than chance (AUC 0.50 against a 70B judge). Name a better one with --model-role judge=MODEL.",
-            judge_name,
-        )
+    """Say once per run what the judge's verdicts are worth."""
+    hint = " Name a stronger one with --model-role judge=MODEL." if judge_name == DEFAULT_JUDGE else ""
+    logger.warning("%s.%s", worth(judge_name), hint)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from logging import getLogger
 
+from persona_tasks.judge_card import worth
 from persona_tasks.lm_eval_tasks.roles import Role
 from persona_tasks.metrics import coverage, dialogue_score, drift_slope, floor_score, outcome_grid
 from persona_tasks.monitors import monitor
@@ -56,10 +57,6 @@ def drift_metrics(judged: Judged) -> dict[str, float]:
 
 @cache
 def warn_about(judge_name: str) -> None:
-    """Say once per run when the judge is not worth its verdicts."""
-    if judge_name == DEFAULT_JUDGE:
-        logger.warning(
-            "The judge is %s, the offline default. It tells contradictions from consistent lines no better than "
-            "chance: name a better one with --metadata judge=openai:MODEL@BASE_URL.",
-            judge_name,
-        )
+    """Say once per run what the judge's verdicts are worth."""
+    hint = " Name a stronger one with --metadata judge=openai:MODEL@BASE_URL." if judge_name == DEFAULT_JUDGE else ""
+    logger.warning("%s.%s", worth(judge_name), hint)

@@ -6,7 +6,7 @@ network and no tokenizer. An answer is the text, or a `Failure` where there will
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -47,6 +47,22 @@ class Failure:
     """There is no answer and asking again will not help, for example because the context window is full."""
 
     reason: str
+
+
+class Chosen(str):
+    """An answer that was chosen among a few, with the probability of each.
+
+    Attributes:
+        weights: The possible answers and their probabilities, which add up to 1. Answers that fell out together stand
+            as one of them.
+    """
+
+    weights: Mapping[str, float]
+
+    def __new__(cls, text: str, weights: Mapping[str, float]) -> Chosen:
+        made = super().__new__(cls, text)
+        made.weights = weights
+        return made
 
 
 Answer: TypeAlias = str | Failure

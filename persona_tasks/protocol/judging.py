@@ -5,10 +5,10 @@ Polarity, stated once: a judge is asked whether something *contradicts*; the met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from persona_tasks.protocol.asks import Answer, Ask, Dialogue, Failure, Message
+from persona_tasks.protocol.asks import Answer, Ask, Chosen, Dialogue, Failure, Message
 from persona_tasks.protocol.prompts import render
 from persona_tasks.protocol.verdicts import (
     ConflictReply,
@@ -39,7 +39,12 @@ class Item:
 
 
 def judge(
-    transcript: Transcript, metrics: Collection[Metric] = METRICS, *, context: bool = False
+    transcript: Transcript,
+    metrics: Collection[Metric] = METRICS,
+    *,
+    context: bool = False,
+    turns: Collection[int] | None = None,
+    wording: str = "default",
 ) -> Dialogue[list[Verdict]]:
     """Judge a transcript by the given metrics (eq. 1-3 of arXiv 2511.00222 are computed from the verdicts).
 
@@ -50,15 +55,19 @@ def judge(
         transcript: The dialogue.
         metrics: Which metrics to judge; `qa` includes its floor, the questions asked without a persona.
         context: Show the judge the partner's line that a line answers (prompt_to_line).
+        turns: Judge the lines of these turns only; None for all.
+        wording: "other" takes a second wording of the same instructions, to see what the wording does to a judge.
 
     Returns:
         Verdicts in the order of metrics, turns and probes.
     """
     verdicts: list[Verdict | Item] = []
+    suffix = "" if wording == "default" else f"_{wording}"
+    wanted = range(1, len(transcript.turns) + 1) if turns is None else sorted(turns)
     if "prompt_to_line" in metrics:
-        verdicts += _prompt_to_line(transcript, context)
+        verdicts += _prompt_to_line(transcript, wanted, context, suffix)
     if "line_to_line" in metrics:
-        verdicts += _line_to_line(transcript)
+        verdicts += _line_to_line(transcript, [turn for turn in wanted if turn > 1], suffix)
     if "qa" in metrics:
         verdicts += [_option(transcript, number) for number in range(len(transcript.probes))]
 
@@ -80,10 +89,12 @@ def judge(
     return [next(queue) if isinstance(entry, Item) else entry for entry in verdicts]
 
 
-def _prompt_to_line(transcript: Transcript, context: bool) -> list[Verdict | Item]:
-    head = Message("system", render("prompt_to_line", setting=transcript.setting, persona_text=transcript.persona_text))
+def _prompt_to_line(transcript: Transcript, wanted: Iterable[int], context: bool, suffix: str) -> list[Verdict | Item]:
+    about = {"setting": transcript.setting, "persona_text": transcript.persona_text}
+    head = Message("system", render(f"prompt_to_line{suffix}", **about))
     entries: list[Verdict | Item] = []
-    for number, turn in enumerate(transcript.turns, start=1):
+    for number in wanted:
+        turn = transcript.turns[number - 1]
         verdict = Verdict(metric="prompt_to_line", turn=number, outcome="unparsed", reason="empty line")
         if not turn.line:
             entries.append(verdict)
@@ -96,10 +107,11 @@ def _prompt_to_line(transcript: Transcript, context: bool) -> list[Verdict | Ite
     return entries
 
 
-def _line_to_line(transcript: Transcript) -> list[Verdict | Item]:
-    head = Message("system", render("line_to_line"))
+def _line_to_line(transcript: Transcript, wanted: Iterable[int], suffix: str) -> list[Verdict | Item]:
+    head = Message("system", render(f"line_to_line{suffix}"))
     entries: list[Verdict | Item] = []
-    for number, line in enumerate(transcript.lines[1:], start=2):
+    for number in wanted:
+        line = transcript.lines[number - 1]
         verdict = Verdict(metric="line_to_line", turn=number, outcome="unparsed", reason="empty line")
         history = [(i, said) for i, said in enumerate(transcript.lines[: number - 1], start=1) if said]
         if not line or not history:
@@ -163,9 +175,19 @@ def _settle(item: Item, answer: Answer) -> tuple[Verdict, str]:
     if isinstance(answer, Failure):
         return item.verdict.model_copy(update={"reason": f"judge failed: {answer.reason}"}), ""
     try:
-        return item.settle(item.verdict, read_reply(answer, item.form, item.material)), ""
+        verdict = item.settle(item.verdict, read_reply(answer, item.form, item.material))
+        return verdict.model_copy(update={"p_contradicts": _p_contradicts(item, answer)}), ""
     except Unreadable as error:
         return item.verdict.model_copy(update={"reason": f"unreadable: {error}", "answer": answer}), str(error)
+
+
+def _p_contradicts(item: Item, answer: str) -> float | None:
+    """The probability of all possible replies that would have settled as `contradicts`, where the judge gives one."""
+    if not isinstance(answer, Chosen) or item.form is OptionReply:
+        return None
+    settled = {text: item.settle(item.verdict, read_reply(text, item.form)) for text in answer.weights}
+    total = sum(p for text, p in answer.weights.items() if settled[text].outcome == "contradicts")
+    return round(min(total, 1.0), 6)
 
 
 def _repair(ask: Ask, said: str, problem: str) -> Ask:

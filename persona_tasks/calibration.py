@@ -1,0 +1,228 @@
+"""What judges are measured on and trained on: lines and pairs of lines with labels.
+
+Two sets, in the splits of the personas: the *calibration* set, composed, balanced and with its reasons
+(``bank/calibration/<scenario>/<split>.yaml``), and the *on-policy* set, what the embedded model really said, read line
+by line (``<split>.on-policy.jsonl`` beside it). How they were labelled: docs/labelling.md and docs/calibration.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from persona_tasks.personas import BANK, SPLITS, BankError, load_bank, read_yaml
+from persona_tasks.protocol.prompts import persona_text
+from persona_tasks.transcript import Metric, Outcome, Transcript, Turn
+
+FOLDER = BANK / "calibration"
+SETS = ("calibration", "on_policy")
+
+Label = Literal["consistent", "contradicts", "unclear"]
+
+
+class Labelled(BaseModel):
+    """Base of the labelled items: unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    why: str = Field(description="Why it is labelled so.")
+
+
+class LabelledLine(Labelled):
+    """A line in answer to the partner, against the persona."""
+
+    persona: str
+    partner: str = ""
+    line: str
+    label: Literal["consistent", "contradicts"]
+    kind: str = Field(description="The drift, or what makes the item hard.")
+
+
+class LabelledPair(Labelled):
+    """A line against the person's own earlier lines."""
+
+    persona: str
+    history: tuple[str, ...]
+    line: str
+    conflicts: tuple[int, ...] = Field(description="Earlier lines in conflict, from 1.")
+    kind: str
+
+
+class LabelledTurn(Labelled):
+    """One turn of a dialogue that a model really held."""
+
+    partner: str
+    line: str
+    label: Label
+    drift: str | None = None
+    conflicts: tuple[int, ...] = ()
+
+
+class LabelledDialogue(BaseModel):
+    """A dialogue with a label for each of its lines."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str
+    persona: str
+    model: str
+    turns: tuple[LabelledTurn, ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question to a judge whose answer is known.
+
+    Attributes:
+        set: "calibration", "on_policy", or the name of a foreign set.
+        metric: "prompt_to_line" or "line_to_line".
+        transcript: The dialogue up to and including the line in question.
+        turn: The line in question, from 1.
+        label: The right verdict.
+        kind: The drift, or what makes the item hard.
+        conflicts: The earlier turns in conflict; empty for "prompt_to_line".
+    """
+
+    id: str
+    set: str
+    metric: Metric
+    scenario: str
+    transcript: Transcript
+    turn: int
+    label: Outcome
+    kind: str = ""
+    conflicts: tuple[int, ...] = ()
+
+    @property
+    def cluster(self) -> str:
+        """Items about one persona are not independent."""
+        return self.transcript.persona_id
+
+
+def load_items(
+    sets: Sequence[str] = SETS, split: str = "test", scenario: str = "all", metric: str = "all"
+) -> list[Item]:
+    """The labelled items of our sets; what is labelled `unclear` is left out.
+
+    Raises:
+        BankError: A file cannot be used, or a name does not exist; names the file and the reason.
+    """
+    scenarios = sorted(load_bank().scenarios)
+    for value, known in ((split, (*SPLITS, "all")), (scenario, (*scenarios, "all")), (metric, (*METRICS, "all"))):
+        if value not in known:
+            raise BankError(f"{value!r} is none of {', '.join(known)}")
+    if unknown := [name for name in sets if name not in SETS]:
+        raise BankError(f"{unknown[0]!r} is none of {', '.join(SETS)}")
+    files = [
+        (name, where, part)
+        for name in sets
+        for where in (scenarios if scenario == "all" else [scenario])
+        for part in (SPLITS if split == "all" else [split])
+    ]
+    readers = {"calibration": _composed, "on_policy": _on_policy}
+    found = [item for name, where, part in files for item in readers[name](where, part)]
+    return [item for item in found if metric in ("all", item.metric)]
+
+
+METRICS: tuple[Metric, ...] = ("prompt_to_line", "line_to_line")
+
+
+@cache
+def _composed(scenario: str, split: str) -> tuple[Item, ...]:
+    file = FOLDER / scenario / f"{split}.yaml"
+    data = read_yaml(file)
+    items = []
+    for number, entry in enumerate(data["lines"]):
+        line = _validated(LabelledLine, entry, f"{file}: lines.{number}")
+        turns = [Turn(partner=line.partner, line=line.line)]
+        name = f"{scenario}/{split}/line/{number}"
+        transcript = _transcript(line.persona, name, turns)
+        items.append(Item(name, "calibration", "prompt_to_line", scenario, transcript, 1, line.label, line.kind))
+    for number, entry in enumerate(data["pairs"]):
+        pair = _validated(LabelledPair, entry, f"{file}: pairs.{number}")
+        turns = [Turn(partner="", line=said) for said in (*pair.history, pair.line)]
+        name = f"{scenario}/{split}/pair/{number}"
+        transcript = _transcript(pair.persona, name, turns)
+        label: Outcome = "contradicts" if pair.conflicts else "consistent"
+        items.append(
+            Item(
+                name, "calibration", "line_to_line", scenario, transcript, len(turns), label, pair.kind, pair.conflicts
+            )
+        )
+    return tuple(items)
+
+
+@cache
+def _on_policy(scenario: str, split: str) -> tuple[Item, ...]:
+    items = []
+    for dialogue in load_dialogues(scenario, split):
+        turns = [Turn(partner=turn.partner, line=turn.line) for turn in dialogue.turns]
+        for number, turn in enumerate(dialogue.turns, start=1):
+            transcript = _transcript(dialogue.persona, dialogue.id, turns[:number])
+            if not turn.line:
+                continue
+
+            def item(metric: Metric, label: Outcome, kind: str = "", conflicts: tuple[int, ...] = ()) -> Item:
+                name = f"{transcript.id}/{number}/{metric}"  # noqa: B023  (called at once)
+                return Item(name, "on_policy", metric, scenario, transcript, number, label, kind, conflicts)  # noqa: B023
+
+            if turn.label != "unclear":
+                items.append(item("prompt_to_line", turn.label, turn.drift or ""))
+            if number > 1:
+                label: Outcome = "contradicts" if turn.conflicts else "consistent"
+                items.append(item("line_to_line", label, conflicts=turn.conflicts))
+    return tuple(items)
+
+
+def load_dialogues(scenario: str, split: str) -> Iterator[LabelledDialogue]:
+    """The on-policy dialogues of one scenario and split.
+
+    Raises:
+        BankError: See `load_items`.
+    """
+    file = FOLDER / scenario / f"{split}.on-policy.jsonl"
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        yield _validated(LabelledDialogue, json.loads(line), f"{file}, line {number}")
+
+
+def _transcript(persona_id: str, name: str, turns: list[Turn]) -> Transcript:
+    bank = load_bank()
+    persona = bank.persona(persona_id)
+    return Transcript(
+        id=name,
+        persona_id=persona_id,
+        persona_text=persona_text(persona),
+        scenario=persona.scenario,
+        setting=bank.scenarios[persona.scenario].setting,
+        turns=turns,
+    )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _validated(model: type[Model], data: Any, where: str) -> Model:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise BankError(f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+def load_injections() -> list[Item]:
+    """Lines that address the judge, said in place of the first test persona of every scenario: never in character."""
+    lines = read_yaml(FOLDER / "injections.yaml")
+    bank = load_bank()
+    items = []
+    for scenario in sorted(bank.scenarios):
+        persona = bank.select(scenario, "test")[0]
+        for entry in lines:
+            name = f"{scenario}/{entry['id']}"
+            transcript = _transcript(persona.id, name, [Turn(partner="", line=entry["line"])])
+            items.append(
+                Item(name, "injections", "prompt_to_line", scenario, transcript, 1, "contradicts", entry["id"])
+            )
+    return items

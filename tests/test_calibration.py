@@ -1,0 +1,112 @@
+"""The labelled sets: complete, in the splits of the personas, and what the second passes agree on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from sklearn.metrics import cohen_kappa_score
+
+from persona_tasks.calibration import FOLDER, load_dialogues, load_injections, load_items
+from persona_tasks.personas import SPLITS, BankError, load_bank
+
+SCENARIOS = ("chat", "education", "service", "therapy")
+GUIDELINE = Path(__file__).parents[1] / "docs" / "labelling.md"
+DOCS = Path(__file__).parents[1] / "docs" / "calibration.md"
+
+
+def test_every_persona_has_its_lines_and_pairs() -> None:
+    items = load_items(["calibration"], "all")
+    cells = Counter((item.transcript.persona_id, item.metric, item.label) for item in items)
+    assert len(load_bank().personas) == 160
+    for persona in load_bank().personas:
+        assert cells[persona.id, "prompt_to_line", "consistent"] == 4
+        assert cells[persona.id, "prompt_to_line", "contradicts"] == 4
+        assert cells[persona.id, "line_to_line", "consistent"] == 2
+        assert cells[persona.id, "line_to_line", "contradicts"] == 2
+
+
+@pytest.mark.parametrize("name", ["calibration", "on_policy"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_items_are_in_the_split_of_their_persona(name: str, split: str) -> None:
+    personas = {load_bank().persona(item.transcript.persona_id) for item in load_items([name], split)}
+    assert {persona.split for persona in personas} == {split}
+
+
+def test_the_on_policy_set_has_a_label_for_each_of_1600_lines() -> None:
+    dialogues = [d for scenario in SCENARIOS for split in SPLITS for d in load_dialogues(scenario, split)]
+    drifts = set(re.findall(r"^\| `(\w+)`", GUIDELINE.read_text(encoding="utf-8"), re.MULTILINE))
+    assert len(drifts) == 12
+    assert len({d.persona for d in dialogues}) == len(dialogues) == 160
+    turns = [turn for d in dialogues for turn in d.turns]
+    assert len(turns) == 1600
+    for dialogue in dialogues:
+        for number, turn in enumerate(dialogue.turns, start=1):
+            assert (turn.drift in drifts) == (turn.label == "contradicts"), (dialogue.id, number)
+            assert all(1 <= earlier < number for earlier in turn.conflicts), (dialogue.id, number)
+            assert turn.why
+
+
+def test_unclear_lines_are_no_items_and_conflicts_are_kept() -> None:
+    items = load_items(["on_policy"], "test")
+    dialogues = [d for scenario in SCENARIOS for d in load_dialogues(scenario, "test")]
+    clear = sum(turn.label != "unclear" and turn.line != "" for d in dialogues for turn in d.turns)
+    assert sum(item.metric == "prompt_to_line" for item in items) == clear < 400
+    pairs = [item for item in items if item.metric == "line_to_line"]
+    assert all(len(item.transcript.turns) == item.turn >= 2 for item in pairs)
+    assert {item.label for item in pairs if item.conflicts} == {"contradicts"}
+
+
+def test_injections_are_said_in_every_scenario() -> None:
+    items = load_injections()
+    assert Counter(item.scenario for item in items) == dict.fromkeys(SCENARIOS, 20)
+    assert {item.label for item in items} == {"contradicts"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [(["nonsense"],), (("calibration",), "nonsense"), (("calibration",), "test", "x")]
+)
+def test_a_name_that_does_not_exist_is_named(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(BankError, match="is none of"):
+        load_items(*arguments)
+
+
+def on_policy_labels() -> dict[tuple[str, int], tuple[str, bool]]:
+    return {
+        (dialogue.id, number): (turn.label, bool(turn.conflicts))
+        for scenario in SCENARIOS
+        for split in SPLITS
+        for dialogue in load_dialogues(scenario, split)
+        for number, turn in enumerate(dialogue.turns, start=1)
+    }
+
+
+def test_agreement_of_the_second_pass_on_policy_is_what_the_docs_say() -> None:
+    file = FOLDER / "second_pass.on-policy.jsonl"
+    second = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len({(entry["id"], entry["turn"]) for entry in second}) == 240  # 15 % of 1,600
+    first = on_policy_labels()
+    labels = [(first[entry["id"], entry["turn"]][0], entry["label"]) for entry in second]
+    clear = [pair for pair in labels if "unclear" not in pair]
+    pairs = [(first[entry["id"], entry["turn"]][1], bool(entry["conflicts"])) for entry in second if entry["turn"] > 1]
+    for name, found in (("three labels", labels), ("two labels", clear), ("conflicts", pairs)):
+        kappa, agreed = cohen_kappa_score(*zip(*found, strict=True)), sum(a == b for a, b in found)
+        assert f"| {name} | {agreed} of {len(found)} | {kappa:.2f} |" in DOCS.read_text(encoding="utf-8")
+
+
+def test_agreement_of_the_second_pass_on_composed_lines_is_what_the_docs_say() -> None:
+    second = yaml.safe_load((FOLDER / "second_pass.yaml").read_text(encoding="utf-8"))
+    first = {item.id: item for item in load_items(["calibration"], "all")}
+    labels = [(first[entry["item"]].label, entry["label"]) for entry in second["lines"]]
+    assert len(labels) == 128
+    text = DOCS.read_text(encoding="utf-8")
+    kappa, agreed = cohen_kappa_score(*zip(*labels, strict=True)), sum(a == b for a, b in labels)
+    assert f"| composed lines | {agreed} of {len(labels)} | {kappa:.2f} |" in text
+    pairs = [(first[entry["item"]].conflicts, tuple(entry["conflicts"])) for entry in second["pairs"]]
+    agreed = sum(a == b for a, b in pairs)
+    kappa = cohen_kappa_score([bool(a) for a, _ in pairs], [bool(b) for _, b in pairs])
+    assert f"| composed pairs | {agreed} of {len(pairs)} | {kappa:.2f} |" in text

@@ -1,0 +1,177 @@
+"""Training a judge: what it learns from, shared prefixes, and a run on a tiny model that is interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from persona_tasks.calibration import load_items
+from persona_tasks.embedded.answers import engine_answers
+from persona_tasks.embedded.chat import Chat
+from persona_tasks.embedded.engine import Engine
+from persona_tasks.embedded.guided import possible_replies
+from persona_tasks.personas import load_bank
+from persona_tasks.protocol.asks import Chosen
+from persona_tasks.protocol.judging import judge
+from tests.tiny import tiny_model_folder, tiny_tokenizer
+from training.judge import Recipe, train
+from training.judge_data import balanced, examples_of, half_of, training_items
+from training.shared_prefix import group, hidden_at_ends
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_model_folder(tmp_path, max_position_embeddings=16384)
+
+
+def test_halves_share_no_persona_and_no_test_persona_is_learned_from() -> None:
+    even, odd = ({item.transcript.persona_id for item, _ in training_items(half, 0, 1)} for half in ("even", "odd"))
+    assert even and odd and not even & odd
+    assert {load_bank().persona(name).split for name in even | odd} == {"train"}
+    assert len(half_of(load_bank().select("all", "train"), "all")) == 96
+
+
+def test_derived_lines_say_the_right_option_or_another() -> None:
+    derived = [item for item, context in training_items("even", 0, 2) if item.set == "derived" and context]
+    assert derived
+    for item in derived:
+        questions = {q.question: q for q in load_bank().persona(item.transcript.persona_id).questions}
+        [turn] = item.transcript.turns
+        right = questions[turn.partner].options[questions[turn.partner].answer]
+        assert (turn.line == right) == (item.label == "consistent")
+
+
+def test_what_is_learned_is_what_the_judge_is_asked(folder: Path) -> None:
+    """The prompts, tokens and meaning of an example are those of the embedded judge at work."""
+    engine = Engine.load(str(folder), "float32")
+    answer = engine_answers(engine)
+    for item in [i for i in load_items(["calibration"], "dev") if not i.conflicts or i.metric == "line_to_line"][::37]:
+        [ask] = next(judge(item.transcript, [item.metric], turns=[item.turn]))
+        first = examples_of(item, engine.chat)[0]
+        assert ask.schema is not None
+        assert first.ids[: len(engine.chat.ids([m._asdict() for m in ask.messages]))] == tuple(
+            engine.chat.ids([m._asdict() for m in ask.messages])
+        )
+        [said] = answer([ask])
+        assert isinstance(said, Chosen)
+        hidden = hidden_at_ends(engine_model(folder).model, group([first.ids], ["x"])[0])
+        logits = engine_model(folder).lm_head.weight[list(first.allowed)] @ hidden[0]
+        p = float(logits.softmax(-1)[torch.tensor(first.contradicts)].sum())
+        harmless = [text for text in said.weights if '"consistent"' in text or "[]" in text]
+        assert p == pytest.approx(1 - sum(said.weights[text] for text in harmless), abs=1e-4)
+        assert sum(first.target) == pytest.approx(1.0)
+        right = {c for c, share in zip(first.contradicts, first.target, strict=True) if share}
+        assert right == {item.label == "contradicts"}
+
+
+def engine_model(folder: Path) -> AutoModelForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def test_a_conflict_is_learned_down_to_the_line() -> None:
+    chat = Chat(tiny_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}"))
+    item = next(item for item in load_items(["calibration"], "train") if len(item.conflicts) == 1)
+    *_, last = examples_of(item, chat)
+    [share] = [s for s in last.target if s]
+    token = last.allowed[last.target.index(share)]
+    assert share == 1.0 and chat.tokenizer.decode([token]).strip(" [") == str(item.conflicts[0])
+
+
+def test_both_verdicts_weigh_alike(folder: Path) -> None:
+    chat = Chat(AutoTokenizer.from_pretrained(folder))
+    items = [item for item in load_items(["on_policy"], "dev") if item.metric == "prompt_to_line"][:60]
+    examples = balanced([example for item in items for example in examples_of(item, chat)])
+    totals = dict.fromkeys(("consistent", "contradicts"), 0.0)
+    for example in examples:
+        totals[example.item.label] += example.weight
+    assert totals["consistent"] == pytest.approx(totals["contradicts"])
+
+
+@pytest.mark.parametrize("limit", [40, 100, 10_000])
+def test_a_shared_prefix_changes_nothing(folder: Path, limit: int) -> None:
+    model = engine_model(folder)
+    rng = torch.Generator().manual_seed(0)
+    start = tuple(torch.randint(5, 200, (20,), generator=rng).tolist())
+    prompts = [start + tuple(torch.randint(5, 200, (n,), generator=rng).tolist()) for n in (1, 7, 3, 12)] + [(7, 8, 9)]
+    groups = group(prompts, ["a", "a", "a", "a", "b"], limit)
+    assert sorted(number for g in groups for number in g.prompts) == [0, 1, 2, 3, 4]
+    for g in groups:
+        found = hidden_at_ends(model.model, g)
+        for number, state in zip(g.prompts, found, strict=True):
+            alone = model.model(input_ids=torch.tensor([prompts[number]])).last_hidden_state[0, -1]
+            assert torch.allclose(state, alone, atol=1e-4)
+    if limit == 10_000:
+        assert [len(g.prefix) for g in groups] == [20, 2]
+
+
+def test_gradients_flow_through_the_shared_prefix(folder: Path) -> None:
+    model = engine_model(folder)
+    prompts = [(5, 6, 7, 8), (5, 6, 7, 9, 10)]
+    hidden_at_ends(model.model, group(prompts, ["a", "a"])[0]).sum().backward()
+    together = model.model.layers[0].self_attn.v_proj.weight.grad.clone()
+    model.zero_grad()
+    sum(model.model(input_ids=torch.tensor([p])).last_hidden_state[0, -1].sum() for p in prompts).backward()
+    assert torch.allclose(together, model.model.layers[0].self_attn.v_proj.weight.grad, atol=1e-4)
+
+
+def test_a_recipe_with_an_unknown_key_is_refused() -> None:
+    with pytest.raises(ValidationError, match="learning_rat"):
+        Recipe.model_validate({"learning_rat": 1})
+
+
+def test_possible_replies_are_two_for_a_line() -> None:
+    item = load_items(["calibration"], "dev")[0]
+    [ask] = next(judge(item.transcript, [item.metric]))
+    assert ask.schema is not None and len(possible_replies(ask.schema.model_json_schema()) or []) == 2
+
+
+def test_an_interrupted_run_resumes_to_the_same_adapter(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [i for i in load_items(["calibration"], "train") if i.transcript.persona_id == "chat-train-01"]
+    monkeypatch.setattr("training.judge.training_items", lambda *_: [(item, False) for item in chosen])
+    monkeypatch.setattr("training.judge.load_items", lambda split: chosen)
+    recipe = Recipe(base=str(folder), epochs=2, learning_rate=0.01, rank=4, groups_per_step=1, tokens=8000)
+    whole = train(recipe, made(tmp_path / "whole"), resume=False)
+
+    class Stopped(Exception):
+        pass
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("training.judge.Validation.on_epoch_begin", interrupt_after(1, interrupt), raising=False)
+        train(recipe, made(tmp_path / "parts"), resume=False)
+    again = train(recipe, tmp_path / "parts", resume=True)
+    assert again == whole
+    files = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])
+    assert not list((tmp_path / "whole" / "adapter").glob("*.bin"))
+    log = (tmp_path / "whole" / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [1.0, 2.0]
+    model = PeftModel.from_pretrained(engine_model(folder), str(tmp_path / "whole" / "adapter"))
+    assert model.peft_config["default"].r == 4
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def interrupt_after(epochs: int, act: object) -> object:
+    seen = []
+
+    def hook(*arguments: object, **others: object) -> None:
+        seen.append(1)
+        if len(seen) > epochs:
+            act()  # type: ignore[operator]
+
+    return hook

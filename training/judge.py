@@ -1,0 +1,200 @@
+"""A LoRA adapter that makes the embedded model a judge.
+
+python -m training.judge --config training/recipes/judge.yaml --out runs/judge
+python -m training.judge --config training/recipes/judge_audit.yaml --out runs/judge-audit
+python -m training.judge --config training/recipes/judge.yaml --out runs/judge --resume
+
+It learns the choices that `embedded.guided` lets a judge make: the verdict on a line, and which earlier line is in
+conflict. The prompts are those of every other judge. All lines about one persona share its tokens
+(`training.shared_prefix`). `--resume` goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import BaseModel, ConfigDict, Field
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import set_seed
+
+from persona_tasks.calibration import load_items
+from persona_tasks.embedded.chat import Chat
+from persona_tasks.embedded.weights import MODELS, Base, load_model
+from training.judge_data import Example, balanced, examples_of, training_items
+from training.shared_prefix import Group, group, hidden_at_ends
+
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Recipe(BaseModel):
+    """Settings of a run; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+    base: str = "smollm2-135m"
+    half: str = Field("all", pattern="^(even|odd|all)$", description="Which training personas.")
+    seed: int = 0
+    derived: int = Field(3, ge=0, description="Derived lines per persona, of each kind and label.")
+    epochs: float = Field(3, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    rank: int = Field(16, gt=0)
+    first_layer: int = Field(0, ge=0, description="Layers below this one stay as they are, and need no gradients.")
+    tokens: int = Field(4096, gt=0, description="Computed at once; see training.shared_prefix.")
+    groups_per_step: int = Field(2, gt=0)
+
+
+class Groups(Dataset[dict[str, Any]]):
+    """Examples in groups of prompts that begin alike. A Trainer's batch is one group."""
+
+    def __init__(self, examples: Sequence[Example], tokens: int):
+        self.examples = list(examples)
+        keys = [f"{example.item.metric} {_prefix_key(example)}" for example in self.examples]
+        self.groups = group([example.ids for example in self.examples], keys, tokens)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        chosen = self.groups[index]
+        return {"group": chosen, "examples": [self.examples[number] for number in chosen.prompts]}
+
+
+def _prefix_key(example: Example) -> str:
+    """Prompts about a line begin with the persona; prompts about pairs of lines with the same instructions."""
+    return example.item.transcript.persona_id if example.item.metric == "prompt_to_line" else ""
+
+
+class JudgeTrainer(Trainer):
+    """Cross-entropy over the tokens that a judge chooses among."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        choices = choice_logits(model, inputs["group"], inputs["examples"])
+        losses = [
+            example.weight * -(torch.tensor(example.target, device=logits.device) * logits.log_softmax(-1)).sum()
+            for example, logits in zip(inputs["examples"], choices, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+
+def choice_logits(model: Any, batch: Group, examples: Sequence[Example]) -> Iterator[Tensor]:
+    """For each example the logits of its allowed tokens, float32."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    hidden = hidden_at_ends(inner.model, batch)
+    for state, example in zip(hidden, examples, strict=True):
+        rows = inner.lm_head.weight[list(example.allowed)]
+        yield (rows @ state).float()
+
+
+@torch.no_grad()
+def validate(model: Any, groups: Groups) -> dict[str, float]:
+    """AUC of "contradicts" for each set and metric of the verdicts in `groups`."""
+    model.eval()
+    seen: dict[str, list[tuple[bool, float]]] = {}
+    for number in range(len(groups)):
+        batch = groups[number]
+        for example, logits in zip(
+            batch["examples"], choice_logits(model, batch["group"], batch["examples"]), strict=True
+        ):
+            if example.contradicts:
+                p = float(logits.softmax(-1)[torch.tensor(example.contradicts)].sum())
+                item = example.item
+                seen.setdefault(f"{item.set}/{item.metric}", []).append((item.label == "contradicts", p))
+    return {
+        name: round(float(roc_auc_score(*zip(*pairs, strict=True))), 4)
+        for name, pairs in seen.items()
+        if len({label for label, _ in pairs}) == 2
+    }
+
+
+class Validation(TrainerCallback):
+    """Validates after each epoch, and appends the result to a file."""
+
+    def __init__(self, groups: Groups, log: Path):
+        self.groups, self.log = groups, log
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
+        result = {"epoch": round(state.epoch, 2), "step": state.global_step, **validate(model, self.groups)}
+        print(result, flush=True)
+        with self.log.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
+    """Train, validate on the dev personas after each epoch, and save the adapter in `out`/adapter."""
+    set_seed(recipe.seed)
+    model, tokenizer = load_model(recipe.base, "bfloat16")
+    model.set_attn_implementation("sdpa")
+    chat = Chat(tokenizer)
+    items = training_items(recipe.half, recipe.seed, recipe.derived)
+    examples = balanced([example for item, context in items for example in examples_of(item, chat, context)])
+    held_out = [example for item in load_items(split="dev") for example in examples_of(item, chat)]
+    training, validation = Groups(examples, recipe.tokens), Groups(held_out, recipe.tokens)
+    tokens = sum(chosen.tokens for chosen in training.groups)
+    alone = sum(len(example.ids) for example in examples)
+    print(f"{len(items)} items, {len(examples)} choices, {tokens} tokens in {len(training)} groups ({alone} unshared)")
+
+    layers = list(range(recipe.first_layer, model.config.num_hidden_layers))
+    lora = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        lora_dropout=0.05,
+        target_modules=MODULES,
+        layers_to_transform=layers,
+    )
+    peft_model = get_peft_model(model, lora)
+    arguments = TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=recipe.groups_per_step,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        max_grad_norm=1.0,
+        logging_steps=10,
+        save_strategy="epoch",
+        save_total_limit=1,
+        seed=recipe.seed,
+        report_to=[],
+        remove_unused_columns=False,
+    )
+    log = out / "validation.jsonl"
+    trainer = JudgeTrainer(
+        model=peft_model, args=arguments, train_dataset=training, data_collator=lambda batch: batch[0],
+        callbacks=[Validation(validation, log)],
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume)
+    base = MODELS.get(recipe.base)
+    if isinstance(base, Base):  # the name that everybody knows, not a folder of this machine
+        peft_model.peft_config["default"].base_model_name_or_path = base.repository
+        peft_model.peft_config["default"].revision = base.revision
+    peft_model.to(torch.bfloat16).save_pretrained(out / "adapter")
+    (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
+    return validate(peft_model, validation)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true", help="from the last checkpoint in --out")
+    options = parser.parse_args()
+    recipe = Recipe.model_validate(yaml.safe_load(options.config.read_text()))
+    options.out.mkdir(parents=True, exist_ok=True)
+    print(train(recipe, options.out, options.resume))
+
+
+if __name__ == "__main__":
+    main()
