@@ -37,6 +37,8 @@ def test_the_tables_hold_the_whole_bank() -> None:
     }
     assert sum(len(rows) for (config, _), rows in tables.items() if config == "lines") == 1280
     assert sum(len(rows) for (config, _), rows in tables.items() if config == "pairs") == 640
+    dialogues = [row for (config, _), rows in tables.items() if config == "on_policy" for row in rows]
+    assert sum(len(row["turns"]) for row in dialogues) == 1600
     questions = sum(len(persona.questions) for persona in load_bank().select())
     for depth in DEPTHS:
         rows = tables[f"probes_depth{depth}", "test"]
@@ -97,6 +99,7 @@ def test_it_is_published_loaded_and_run(hub: HubServer, world: World, tmp_path: 
     assert shown.returncode == 0, shown.stderr[-2000:]
     counts, role = json.loads(shown.stdout.splitlines()[-1])
     assert counts["personas"] == {"train": 96, "dev": 24, "test": 40} and role == "system"
+    assert counts["on_policy"]["test"] == len(all_tables()["on_policy", "test"])
     assert counts["probes_depth8"] == {"test": 320}
 
     with ChatServer(answers) as server:

@@ -101,9 +101,8 @@ def test_load_simulator_gives_the_merged_model(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = weights.Base(
-        "tiny", "no_such_package", "x.gguf", "pip", BASE, world.registry.checkpoints[0].revision or "", {}
-    )
+    revision = str(world.registry.checkpoint("tiny-base").revision)
+    base = weights.Base("tiny", "no_such_package", "x.gguf", "pip", BASE, revision, weights.Sampling())
     monkeypatch.setitem(weights.MODELS, "tiny-base", base)
     model, tokenizer = persona_tasks.load_simulator("tiny-sim", dtype="float32", device="cpu")
     ids = torch.tensor([tokenizer("What do you do on Sundays?")["input_ids"]])

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,11 @@ def test_the_embedded_models_are_those_of_the_registry() -> None:
     for name, model in MODELS.items():
         entry = load().checkpoint(name)
         if isinstance(model, Base):
-            assert entry.package is not None
-            assert (entry.repository, entry.revision, entry.sampling) == (
-                model.repository,
-                model.revision,
-                model.sampling,
-            )
-            assert (entry.package.module, entry.package.file.path, entry.package.pip) == (
-                model.package,
-                model.gguf,
-                model.pip,
-            )
+            assert entry.package and entry.sampling
+            assert (entry.repository, entry.revision) == (model.repository, model.revision)
+            assert entry.sampling.model_dump() == asdict(model.sampling)
+            package = entry.package
+            assert (package.module, package.file.path, package.pip) == (model.package, model.gguf, model.pip)
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused

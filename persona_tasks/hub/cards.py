@@ -167,12 +167,9 @@ def _training(registry: Registry, checkpoint: Checkpoint) -> Iterator[tuple[str,
 def _table(registry: Registry, score: Score) -> str:
     task = registry.task(score.task)
     base = comparable(registry, score)
-    judge = registry.judge(score.judge or "")
-    doubt = "" if judge is None or judge.usable else f" (no usable judge: {judge.note})"
-    seeds = ", ".join(map(str, score.seeds))
     head = [
-        f"**{task.title}** (`{task.id}` {score.task_version}, {score.split} split, {score.turns} turns, "
-        f"seeds {seeds}), judge `{score.judge}`{doubt}, {score.harness}, {score.date}:",
+        f"**{task.title}** (`{task.id}` {score.task_version}, {', '.join(_settings(score))}){_judge(registry, score)}, "
+        f"{score.harness}, {score.date}:",
         "",
         "| scenario | metric | base | this model | n | unparsed |",
         "|---|---|---|---|---|---|",
@@ -188,6 +185,21 @@ def _table(registry: Registry, score: Score) -> str:
     return "\n".join(
         [*head, *rows, "", f"`{score.command}` at commit `{score.commit}`; log {logs}, sha256 {checksums}."]
     )
+
+
+def _settings(score: Score) -> Iterator[str]:
+    yield f"{score.split} split"
+    if score.turns:
+        yield f"{score.turns} turns"
+    yield "seeds " + ", ".join(map(str, score.seeds))
+
+
+def _judge(registry: Registry, score: Score) -> str:
+    if score.judge is None:
+        return ""
+    judge = registry.judge(score.judge)
+    doubt = "" if judge is None or judge.usable else f" (no usable judge: {judge.note})"
+    return f", judge `{score.judge}`{doubt}"
 
 
 def _shown(value: Value | None) -> str:

@@ -73,6 +73,26 @@ def registry_add_score(
         _fail(error)
 
 
+@registry_app.command("files")
+def registry_files(
+    folder: Annotated[Path, typer.Argument(help="An adapter as training saved it, or a recipe.")],
+) -> None:
+    """Print path, size and sha256 of files as an entry of the registry lists them.
+
+    Example:
+
+        persona-tasks registry files persona_tasks/embedded/adapters/sim-135m
+    """
+    from persona_tasks.hub.check import described
+
+    paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    if not paths:
+        _fail(FileNotFoundError(f"{folder}: no files there"))
+    for path in paths:
+        file = described(folder if folder.is_dir() else folder.parent, path)
+        typer.echo(f"- {{path: {file.path}, size: {file.size}, sha256: {file.sha256}}}")
+
+
 @registry_app.command("update")
 def registry_update() -> None:
     """Write anew what follows from the registry and other files: model cards, drift curves, the hashes of scenarios.

@@ -108,6 +108,15 @@ class Package(Entry):
     file: File
 
 
+class Sampling(Entry):
+    """How a model talks unless told otherwise; the fields of `persona_tasks.embedded.weights.Sampling`."""
+
+    temperature: float = Field(0.0, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    frequency_penalty: float = 0.0
+
+
 class Recipe(Entry):
     """What the training was started with."""
 
@@ -148,7 +157,7 @@ class Checkpoint(Entry):
     revision: Commit | None = Field(None, description="base: the pinned commit.")
     license: str
     package: Package | None = None
-    sampling: dict[str, float | int | bool] = {}
+    sampling: Sampling | None = Field(None, description="base: how it talks unless told otherwise.")
     base: Slug | None = None
     folder: RelPath | None = Field(None, description="adapter: where its files are, from the root.")
     files: list[File] = []
