@@ -182,9 +182,9 @@ def _table(registry: Registry, score: Score) -> str:
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     logs = ", ".join(f"[{log.name}]({log.url})" if log.url else f"`{log.name}`" for log in score.logs)
     checksums = ", ".join(f"`{log.sha256[:12]}…`" for log in score.logs)
-    return "\n".join(
-        [*head, *rows, "", f"`{score.command}` at commit `{score.commit}`; log {logs}, sha256 {checksums}."]
-    )
+    commit = f" at commit `{score.commit}`" if score.commit else ""
+    source = f"`{score.command}`{commit}; log {logs}, sha256 {checksums}."
+    return "\n".join([*head, *rows, "", source])
 
 
 def _settings(score: Score) -> Iterator[str]:
