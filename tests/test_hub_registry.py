@@ -17,9 +17,9 @@ import yaml
 from typer.testing import CliRunner
 
 from persona_tasks.cli import app
-from persona_tasks.hub.check import problems, root_of
+from persona_tasks.hub.check import problems
 from persona_tasks.hub.entries import Score
-from persona_tasks.hub.registry import RegistryError, dump, load, registry_file, save
+from persona_tasks.hub.registry import RegistryError, dump, load, registry_file, root_of, save
 from persona_tasks.inspect_tasks.tasks import drift
 from persona_tasks.transcript import METRICS
 from tests import inspect_runs, lm_eval_runs

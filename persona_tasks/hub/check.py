@@ -17,11 +17,6 @@ from persona_tasks.hub.registry import PACKAGE, Registry, RegistryError
 from persona_tasks.hub.submissions import read_submissions
 
 
-def root_of(file: Path) -> Path:
-    """The folder that the paths in a registry start from."""
-    return PACKAGE.parent if file.resolve().parent == PACKAGE else file.resolve().parent
-
-
 def problems(registry: Registry, root: Path) -> Iterator[str]:
     """Everything that disagrees, one sentence each, which says what to do."""
     for checkpoint in registry.checkpoints:

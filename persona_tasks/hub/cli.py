@@ -22,8 +22,8 @@ def registry_check() -> None:
 
         persona-tasks registry check
     """
-    from persona_tasks.hub.check import problems, root_of
-    from persona_tasks.hub.registry import RegistryError, load, registry_file
+    from persona_tasks.hub.check import problems
+    from persona_tasks.hub.registry import RegistryError, load, registry_file, root_of
 
     try:
         file = registry_file()
@@ -54,8 +54,7 @@ def registry_add_score(
         persona-tasks registry add-score out/model/results_2026-11-22T10-00-00.json
     """
     from persona_tasks.hub.cards import keep_examples
-    from persona_tasks.hub.check import root_of
-    from persona_tasks.hub.registry import RegistryError, load, registry_file, save
+    from persona_tasks.hub.registry import RegistryError, load, registry_file, root_of, save
     from persona_tasks.hub.runs import ScoreError
     from persona_tasks.hub.scores import add, read_score
 
@@ -100,8 +99,8 @@ def registry_update() -> None:
     Where a scenario has changed, raise the task versions first.
     """
     from persona_tasks.hub.cards import write_cards
-    from persona_tasks.hub.check import refreshed, root_of
-    from persona_tasks.hub.registry import RegistryError, load, registry_file, save
+    from persona_tasks.hub.check import refreshed
+    from persona_tasks.hub.registry import RegistryError, load, registry_file, root_of, save
 
     try:
         file = registry_file()
@@ -187,9 +186,8 @@ def leaderboard(
 
         persona-tasks leaderboard -o site
     """
-    from persona_tasks.hub.check import root_of
     from persona_tasks.hub.leaderboard import write_leaderboard
-    from persona_tasks.hub.registry import load, registry_file
+    from persona_tasks.hub.registry import load, registry_file, root_of
 
     def write() -> None:
         file = registry_file()

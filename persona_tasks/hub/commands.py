@@ -11,11 +11,10 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from persona_tasks.hub.check import root_of
 from persona_tasks.hub.client import client
 from persona_tasks.hub.entries import Publication
 from persona_tasks.hub.publish import Outcome, Plan, carry_out, make_plan
-from persona_tasks.hub.registry import Registry, load, registry_file, save
+from persona_tasks.hub.registry import Registry, load, registry_file, root_of, save
 from persona_tasks.hub.release import Release, adapter_release, check_publishable, merged_release
 
 Say = Callable[[str], None]

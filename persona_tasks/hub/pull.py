@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from persona_tasks.hub.check import root_of
 from persona_tasks.hub.client import client
 from persona_tasks.hub.entries import Checkpoint
 from persona_tasks.hub.files import sha256
-from persona_tasks.hub.registry import Registry, load, registry_file
+from persona_tasks.hub.registry import Registry, load, registry_file, root_of
 
 Source = Literal["hub", "cache", "embedded"]
 
