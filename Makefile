@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test lint docs bench
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -33,6 +33,9 @@ lint: setup ## ruff, strict type checks, the Inspect register's rules
 
 test: setup lint ## everything that CI checks
 	$(BIN)/pytest
+
+docs: setup ## the documentation, in site/; a broken link is an error
+	$(BIN)/mkdocs build --strict
 
 bench: setup ## side-by-side speed comparisons, several minutes
 	$(BIN)/python benchmarks/judging_speed.py

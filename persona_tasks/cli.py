@@ -97,6 +97,43 @@ def score(
     show(summary, as_json, *summary_tables(summary))
 
 
+@app.command()
+def report(
+    logs: Annotated[
+        list[str],
+        typer.Argument(help="Inspect logs, lm-eval samples, JSONL, or folders of them; NAME=PATH gives them a name."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Persona drift",
+    png: Annotated[Path | None, typer.Option(help="Folder for the plots, as PNG and as vector PDF.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Folder for the numbers behind them, as CSV.")] = None,
+) -> None:
+    """Make one HTML file from logs: scores, curves over turns, a heat map, every dialogue. It needs no network.
+
+    Dialogues are sorted by model; the others are compared with the first. Only stored verdicts are used.
+
+    Examples:
+
+        persona-tasks report logs
+
+        persona-tasks report logs/base.eval logs/tuned.eval -o drift.html --png plots --csv numbers
+
+        persona-tasks report short=logs/a.eval long=logs/b.eval
+    """
+    import shlex
+
+    from persona_tasks.report.write import write_report
+    from persona_tasks.transcript import TranscriptError
+
+    words = ["persona-tasks", "report", *logs, "-o", str(output)]
+    try:
+        written = write_report(logs, output, title=title, command=shlex.join(words), png=png, csv=csv)
+    except (TranscriptError, OSError, ValueError) as error:
+        _fail(error)
+    for file in written:
+        typer.echo(str(file))
+
+
 @app.command("judge-card")
 def judge_card(
     judge: Annotated[str, typer.Option(help="Any Inspect model, or `always-consistent`, which every judge must beat.")],

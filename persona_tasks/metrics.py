@@ -280,7 +280,7 @@ def paired_difference(
     Raises:
         ValueError: No persona has a score in both sets.
     """
-    first, second = _scores_by_persona(before, metric), _scores_by_persona(after, metric)
+    first, second = scores_by_persona(before, metric), scores_by_persona(after, metric)
     shared = sorted(first.keys() & second.keys())
     if not shared:
         raise ValueError(f"no persona has a {metric} score in both sets: there is nothing to compare")
@@ -301,7 +301,8 @@ def paired_difference(
     )
 
 
-def _scores_by_persona(judged: Sequence[Judged], metric: Metric) -> dict[str, list[float]]:
+def scores_by_persona(judged: Sequence[Judged], metric: Metric) -> dict[str, list[float]]:
+    """The scores of each persona's dialogues, without those that are withheld."""
     scores: dict[str, list[float]] = {}
     for record in judged:
         if (score := dialogue_score(record.of(metric))) is not None:

@@ -58,7 +58,7 @@ def summary_tables(summary: Summary) -> list[Table | str]:
         scores.add_section()
     monitors = _table("dialogues", "count", *(name.replace("_", " ") for name in summary.overall.monitors))
     for name, group in groups.items():
-        monitors.add_row(name, str(group.dialogues), *(_number(value, 2) for value in group.monitors.values()))
+        monitors.add_row(name, str(group.dialogues), *(number_text(value, 2) for value in group.monitors.values()))
     return [scores, monitors, *(f"note: {note}" for note in summary.notes)]
 
 
@@ -67,15 +67,17 @@ def card_tables(card: Card) -> list[Table | str]:
     parts = _table("set", "", "n", "unparsed", "accuracy", "AUC", "F1", "kappa", "finds", "spares", "right line")
     for name, part in card.parts.items():
         numbers = [
-            f"{_number(part.statistics[key].value)} {_interval(part.statistics[key].interval, '.2f')}"
+            f"{number_text(part.statistics[key].value)} {interval_text(part.statistics[key].interval, '.2f')}"
             for key in ("accuracy", "auc", "f1", "kappa", "sensitivity", "specificity")
             if key in part.statistics
         ]
-        parts.add_row(name, "", str(part.n), f"{100 * part.unparsed:.1f} %", *numbers, _number(part.index_recovery, 2))
+        parts.add_row(
+            name, "", str(part.n), f"{100 * part.unparsed:.1f} %", *numbers, number_text(part.index_recovery, 2)
+        )
     kinds = _table("kind of line", "", "n", "judged right")
     for name, part in card.drifts.items():
         found = part.statistics.get("accuracy")
-        kinds.add_row(name, "", str(part.n), _number(found.value if found else None, 2))
+        kinds.add_row(name, "", str(part.n), number_text(found.value if found else None, 2))
     changes = {
         "asked again": card.self_agreement,
         "other wording": card.other_wording,
@@ -123,9 +125,9 @@ def _metric_rows(group: Group) -> list[list[str]]:
         if metric.asked:
             rows.append([name, *_metric_cells(metric)])
         if name == "qa" and group.qa_without_persona is not None:
-            rows.append(["  without persona", _number(group.qa_without_persona)])
+            rows.append(["  without persona", number_text(group.qa_without_persona)])
         if name == "qa" and group.qa_chance is not None:
-            rows.append(["  chance", _number(group.qa_chance)])
+            rows.append(["  chance", number_text(group.qa_chance)])
     return rows
 
 
@@ -133,15 +135,17 @@ def _metric_cells(metric: MetricSummary) -> list[str]:
     slope = NOTHING if metric.slope is None else f"{metric.slope:+.4f}"
     half_life = NOTHING if metric.half_life is None else str(metric.half_life)
     return [
-        "withheld" if metric.score is None else _number(metric.score),
-        _interval(metric.ci),
-        NOTHING if metric.corrected is None else f"{_number(metric.corrected)} {_interval(metric.corrected_ci)}",
+        "withheld" if metric.score is None else number_text(metric.score),
+        interval_text(metric.ci),
+        NOTHING
+        if metric.corrected is None
+        else f"{number_text(metric.corrected)} {interval_text(metric.corrected_ci)}",
         str(metric.n),
         str(metric.clusters),
         NOTHING if metric.unparsed is None else f"{100 * metric.unparsed:.1f} %",
         str(metric.withheld),
-        f"{slope} {_interval(metric.slope_ci, '+.4f')}",
-        f"{half_life} {_interval(metric.half_life_ci, '.0f')}",
+        f"{slope} {interval_text(metric.slope_ci, '+.4f')}",
+        f"{half_life} {interval_text(metric.half_life_ci, '.0f')}",
     ]
 
 
@@ -153,11 +157,12 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def number_text(value: float | None, digits: int = 3) -> str:
+    """A number, or a dash where there is none."""
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
-def _interval(interval: Interval | None, form: str = ".3f") -> str:
+def interval_text(interval: Interval | None, form: str = ".3f") -> str:
     """[low, high]; an open end is ∞."""
     if interval is None:
         return ""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+MISSING = "Chromium (Debian: apt-get install chromium)" if CHROMIUM is None else "the packages of [dev]"
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None or not all(map(find_spec, ("playwright", "axe_playwright_python"))), reason=f"needs {MISSING}"
+)
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 DESK, PHONE = (1400, 900), (390, 844)
 

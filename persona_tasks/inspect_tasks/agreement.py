@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from itertools import groupby
 
 from inspect_ai import Task, task
@@ -135,6 +135,7 @@ def judged_by(model: Model) -> Pass:
 
     def judged(items: Sequence[Item], wording: str, order: str, repeats: int) -> Run:
         task = agreement_task(items, wording, order)
+        start = time.perf_counter()
         [log] = inspect_eval(task, model=model, epochs=repeats, max_samples=SAMPLES, log_dir="logs/judge-card")
         if log.status != "success" or log.samples is None:
             raise RuntimeError(f"judging ended with status {log.status}; see {log.location}")
@@ -144,8 +145,7 @@ def judged_by(model: Model) -> Pass:
             for score in (sample.scores or {}).values()
         ]
         usage = log.stats.model_usage.values()
-        took = datetime.fromisoformat(log.stats.completed_at) - datetime.fromisoformat(log.stats.started_at)
-        return Run(rows, took.total_seconds(), sum(used.total_tokens for used in usage))
+        return Run(rows, time.perf_counter() - start, sum(used.total_tokens for used in usage))
 
     return judged
 
