@@ -81,6 +81,9 @@ def test_a_dry_run_only_reads(hub: HubServer, world: World) -> None:
 def test_publishing_is_one_commit_and_twice_is_none(hub: HubServer, world: World, tmp_path: Path) -> None:
     publish()
     complete(hub, world)
+    published = world.registry.checkpoint("tiny-sim").published
+    assert published
+    world.edit(published={**published.model_dump(mode="json"), "on": "2026-01-01"})  # the day it was, not the last look
     first, registry = len(hub.log), world.file.read_bytes()
     assert "as it was" in publish()
     assert hub.writes(first) == [] and world.file.read_bytes() == registry

@@ -55,6 +55,8 @@ def publish_checkpoint(name: str, merged: bool, options: Options, say: Say) -> N
             if outcome is None or not options.in_registry(registry):
                 continue
             where = _publication(release, outcome, getattr(checkpoint, field))
+            if where == getattr(checkpoint, field):
+                continue
             checkpoint = checkpoint.model_copy(update={"status": "published", field: where})
             save(load(file).replace(checkpoint), file)
 
