@@ -25,11 +25,12 @@ demo: setup ## twelve dialogues with the embedded model, scored
 	$(BIN)/persona-tasks score "$$(ls -t logs/*.eval | head -1)"
 	@echo "See the dialogues: $(BIN)/inspect view --log-dir logs"
 
-lint: setup ## ruff, strict type checks, the Inspect register's rules
+lint: setup ## ruff, strict type checks, the Inspect register's rules, the registry
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/inspect-evals-lint persona_tasks
+	$(BIN)/persona-tasks registry check
 
 test: setup lint ## everything that CI checks
 	$(BIN)/pytest

@@ -8,6 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from persona_tasks.hub.cli import app as hub
+
 app = typer.Typer(
     help="Measure, train and publish simulated users that stay in character.",
     no_args_is_help=True,
@@ -16,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(hub)
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
