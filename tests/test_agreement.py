@@ -23,7 +23,7 @@ from persona_tasks.agreement import (
     unparsed,
 )
 from persona_tasks.calibration import Item, load_injections, load_items
-from persona_tasks.inspect_tasks.agreement import agreement_task, judged_by, reversed_item
+from persona_tasks.inspect_tasks.agreement import agreement_task, judged_by, reversed_item, verdict_on_item
 from persona_tasks.judge_card import Card, Run, always_consistent, card_file, measure
 from persona_tasks.judge_plot import draw
 from persona_tasks.transcript import Outcome, Verdict
@@ -135,6 +135,18 @@ def test_what_the_judge_did_not_say_is_unscored(tmp_path: Path) -> None:
         log = run(agreement_task(of("line_to_line", 2)), server, tmp_path, roles={})
     assert log.results is not None
     assert (log.results.scores[0].scored_samples, log.results.scores[0].unscored_samples) == (0, 2)
+
+
+def test_the_solver_keeps_the_verdict_and_leaves_out_nothing(tmp_path: Path) -> None:
+    """`verdict_on_item` alone: the verdict in the sample, whoever scores it."""
+    item = of("line_to_line", 2)[0]
+    task = agreement_task([item])
+    task.solver, task.scorer = verdict_on_item(), None
+    with ChatServer(json.dumps({"reason": "Both cannot be.", "conflicts": [1]})) as server:
+        log = run(task, server, tmp_path, roles={})
+    assert log.samples is not None
+    found = Verdict.model_validate(log.samples[0].metadata["verdict"])
+    assert (found.outcome, found.conflicts, found.reason) == ("contradicts", [1], "Both cannot be.")
 
 
 def test_reversing_keeps_the_question() -> None:
