@@ -12,12 +12,14 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
 
 from persona_tasks.embedded.weights import load_model
 from persona_tasks.personas import Persona, Question, load_bank
@@ -26,25 +28,40 @@ from persona_tasks.protocol.prompts import render
 
 
 class Reader:
-    """The embedded model, asked for likelihoods."""
+    """The embedded model, asked for likelihoods. What all questions about a persona begin with is read once."""
 
     def __init__(self) -> None:
         self.model, self.tokenizer = load_model("smollm2-135m", "bfloat16", None)
 
+    def ids(self, messages: list[dict[str, str]], answer: bool) -> list[int]:
+        """Token ids of the messages, up to where the assistant begins to speak if `answer`."""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
     @torch.inference_mode()
-    def choose(self, system: str, question: Question) -> int:
-        """Index of the option with the highest mean log-likelihood per token."""
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": question.question}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        prompt = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        options = [self.tokenizer(option, add_special_tokens=False)["input_ids"] for option in question.options]
-        rows = [torch.tensor(prompt + option) for option in options]
-        batch = pad_sequence(rows, batch_first=True)
-        logits = self.model(batch, logits_to_keep=batch.shape[1] - len(prompt) + 1).logits.float()
-        scores = []
-        for row, option in zip(logits.log_softmax(-1), options, strict=True):
-            scores.append(row[range(len(option)), option].mean().item())
-        return max(range(5), key=scores.__getitem__)
+    def choose(self, system: str, questions: Sequence[Question]) -> list[int]:
+        """For each question the index of the option with the highest mean log-likelihood per token."""
+        start = [{"role": "system", "content": system}]
+        shared = self.ids(start, answer=False)
+        read = DynamicCache()
+        self.model(torch.tensor([shared]), past_key_values=read, use_cache=True, logits_to_keep=1)
+        chosen = []
+        for question in questions:
+            prompt = self.ids([*start, {"role": "user", "content": question.question}], answer=True)
+            assert prompt[: len(shared)] == shared, "the chat template is not prefix-preserving"
+            rest = prompt[len(shared) :]
+            options = [self.tokenizer(option, add_special_tokens=False)["input_ids"] for option in question.options]
+            batch = pad_sequence([torch.tensor(rest + option) for option in options], batch_first=True)
+            past = deepcopy(read)
+            past.batch_repeat_interleave(len(options))
+            logits = self.model(batch, past_key_values=past, use_cache=True).logits[:, len(rest) - 1 :].float()
+            scores = [
+                row[range(len(option)), option].mean().item()
+                for row, option in zip(logits.log_softmax(-1), options, strict=True)
+            ]
+            chosen.append(max(range(5), key=scores.__getitem__))
+        return chosen
 
 
 def accuracy(reader: Reader, personas: Sequence[Persona], with_persona: bool) -> list[bool]:
@@ -54,7 +71,8 @@ def accuracy(reader: Reader, personas: Sequence[Persona], with_persona: bool) ->
         setting = bank.scenarios[persona.scenario]
         nobody = render("simulator_without_persona", setting=setting.setting, role=setting.simulator_role)
         system = simulator_prompt(persona, setting) if with_persona else nobody
-        right += [reader.choose(system, question) == question.answer for question in persona.questions]
+        chosen = reader.choose(system, persona.questions)
+        right += [option == question.answer for option, question in zip(chosen, persona.questions, strict=True)]
     return right
 
 
