@@ -14,7 +14,7 @@ from persona_tasks.lm_eval_tasks.rollout import REQUEST_TYPE, DialogueRequest, R
 from persona_tasks.lm_eval_tasks.settings import Settings
 from persona_tasks.personas import load_bank
 from persona_tasks.protocol.asks import Message
-from persona_tasks.protocol.limits import PROBE_TOKENS
+from persona_tasks.protocol.limits import LINE_TOKENS, PROBE_TOKENS
 from persona_tasks.protocol.lockstep import lockstep
 from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.play import play
@@ -37,7 +37,7 @@ def test_each_round_of_questions_is_one_more_call() -> None:
     results = evaluate(lm, settings={"turns": 4, "probes": [1, 4]}, **NO_JUDGE)
     assert [len(call) for call in lm.calls] == [16, 2, 16, 2, 2, 2, 16]
     limits = [{options["max_gen_toks"] for options in call} for call in lm.options]
-    assert limits == [{PROBE_TOKENS}, {128}, {PROBE_TOKENS}, {128}, {128}, {128}, {PROBE_TOKENS}]
+    assert limits == [{PROBE_TOKENS}, {LINE_TOKENS}, {PROBE_TOKENS}, *[{LINE_TOKENS}] * 3, {PROBE_TOKENS}]
     assert [(probe.turn, probe.persona) for probe in transcripts(results)[0].probes[::8]] == [
         (0, False),
         (1, True),
@@ -304,7 +304,7 @@ def test_the_log_shows_prompt_options_and_settings() -> None:
     [sample] = samples(evaluate(ChatLM(), settings={"turns": 1}, limit=1, **NO_JUDGE))
     prompt, options, settings = sample["arguments"][0]
     assert prompt.startswith("You ")
-    assert options["max_gen_toks"] == 128
+    assert options["max_gen_toks"] == LINE_TOKENS
     assert settings["turns"] == 1
     assert sample["target"].startswith("You")
 
