@@ -32,8 +32,9 @@ lint: setup ## ruff, strict type checks, the Inspect register's rules, the regis
 	$(BIN)/inspect-evals-lint persona_tasks
 	$(BIN)/persona-tasks registry check
 
+# One thread for each of two workers: on two cores two times two threads wait for each other.
 test: setup lint ## everything that CI checks
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 docs: setup ## the documentation, in site/; a broken link is an error
 	$(BIN)/mkdocs build --strict
