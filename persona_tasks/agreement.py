@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from persona_tasks.calibration import Item
 from persona_tasks.metrics import Array, Interval, bootstrap_weights, finite, interval
@@ -52,15 +53,12 @@ class Row:
         return float(self.verdict.outcome == "contradicts") if p is None else p
 
 
-@dataclass(frozen=True)
-class Statistic:
-    """A number and its 95 % interval; None where it is not defined."""
+class Statistic(BaseModel):
+    """A number and its 95 % interval, clustered by persona; None where it is not defined."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
     value: float | None
-    interval: Interval | None
-
-    def as_dict(self) -> dict[str, object]:
-        return {"value": self.value, "interval": self.interval}
+    interval: Interval | None = None
 
 
 def confusion(rows: Sequence[Row], weights: Array | None = None) -> Array:
@@ -140,10 +138,11 @@ def statistics(rows: Sequence[Row], resamples: int = RESAMPLES) -> dict[str, Sta
     weights = bootstrap_weights([row.cluster for row in rows], resamples)
     once, often = confusion(rows), confusion(rows, weights)
     found = {
-        name: Statistic(finite(float(of(once)[0])), interval(of(often)) if len(often) else None)
+        name: Statistic(value=finite(float(of(once)[0])), interval=interval(of(often)) if len(often) else None)
         for name, of in COUNTED.items()
     }
-    found["auc"] = Statistic(finite(float(auc(rows)[0])), interval(auc(rows, weights)) if len(weights) else None)
+    within = interval(auc(rows, weights)) if len(weights) else None
+    found["auc"] = Statistic(value=finite(float(auc(rows)[0])), interval=within)
     return found
 
 

@@ -38,20 +38,13 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Number(Record):
-    """A number with its 95 % interval, clustered by persona."""
-
-    value: float | None
-    interval: Interval | None = None
-
-
 class Part(Record):
     """Agreement with the labels on some items."""
 
     n: int
     contradictions: int
     unparsed: float = Field(description="Share of verdicts that could not be read; they are in no other number.")
-    statistics: dict[str, Number]
+    statistics: dict[str, Statistic]
     index_recovery: float | None = Field(
         None, description="Of the line-to-line conflicts found, the share where a line named is right."
     )
@@ -62,7 +55,7 @@ class Stability(Record):
 
     n: int
     agreement: float
-    kappa: Number | None = Field(None, description="Against the labels, in this condition.")
+    kappa: Statistic | None = Field(None, description="Against the labels, in this condition.")
 
 
 class Card(Record):
@@ -217,18 +210,13 @@ def _parts(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, Part]:
 
 
 def _part(rows: Sequence[Row]) -> Part:
-    found = statistics(rows)
     return Part(
         n=len(rows),
         contradictions=sum(row.label == "contradicts" for row in rows),
         unparsed=unparsed(rows),
-        statistics={name: _number(statistic) for name, statistic in found.items()},
+        statistics=statistics(rows),
         index_recovery=index_recovery(rows),
     )
-
-
-def _number(statistic: Statistic) -> Number:
-    return Number(value=statistic.value, interval=statistic.interval)
 
 
 def _repeats(rows: Sequence[Row]) -> Stability:
@@ -245,8 +233,7 @@ def _stability(before: Sequence[Row], after: Sequence[Row]) -> Stability:
     """How often a changed prompt gives the same verdict."""
     first = {row.id: row.verdict.outcome for row in before}
     same = sum(first[row.id] == row.verdict.outcome for row in after)
-    kappa = statistics(after).get("kappa")
-    return Stability(n=len(after), agreement=same / len(after), kappa=_number(kappa) if kappa else None)
+    return Stability(n=len(after), agreement=same / len(after), kappa=statistics(after).get("kappa"))
 
 
 def _commit() -> str:

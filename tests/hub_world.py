@@ -14,10 +14,10 @@ from huggingface_hub import CommitOperationAdd
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from persona_tasks.embedded.weights import sha256
 from persona_tasks.hub.cards import write_cards
 from persona_tasks.hub.check import described
 from persona_tasks.hub.client import client
-from persona_tasks.hub.files import sha256
 from persona_tasks.hub.registry import Registry, load
 from tests.tiny import tiny_model_folder
 

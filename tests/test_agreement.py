@@ -214,7 +214,7 @@ def test_a_card_is_measured_through_a_server_that_fails_at_times(
     assert card.seconds_per_verdict is not None and card.tokens_per_verdict is not None
     assert Card.model_validate_json(card.model_dump_json()) == card
     draw(card, tmp_path / "card.svg")
-    assert "finds" not in (tmp_path / "card.svg").read_text() and (tmp_path / "card.svg").stat().st_size > 5000
+    assert (tmp_path / "card.svg").read_text().count("<path") > 50  # text is drawn as paths
 
 
 def test_where_cards_are_kept(tmp_path: Path) -> None:

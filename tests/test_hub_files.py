@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     made.mkdir()
     save_file({"a": np.ones((4, 4), "f4"), "b": np.ones(3, "f4")}, made / "adapter_model.safetensors")
     (made / "adapter_config.json").write_text(json.dumps(CONFIG))
-    (made / "README.md").write_text("---\nlicense: apache-2.0\n---\nSee https://example.org/home/page and a/tmp/b.\n")
+    (made / "README.md").write_text("---\nlicense: apache-2.0\n---\nSee https://example.org/data/x and an/data/b.\n")
     return made
 
 

@@ -15,8 +15,8 @@ from huggingface_hub import CommitOperationAdd
 from typer.testing import CliRunner
 
 from persona_tasks.cli import app
+from persona_tasks.embedded.weights import sha256
 from persona_tasks.hub.client import client
-from persona_tasks.hub.files import sha256
 from tests.conftest import hub_environment
 from tests.hub_server import OTHER, READ, WRITE, Fault, HubServer
 from tests.hub_world import ADAPTER, World, adapter_folder
@@ -430,7 +430,7 @@ def _tokenizer(**changes: Any) -> Any:
         (_config(note="AKIA" + "A" * 16), "looks like a secret"),
         (_config(auto_map={"AutoModel": "m.M"}), "run code from the repository"),
         (_tokenizer(auto_map={"AutoTokenizer": "t.T"}), "run code from the repository"),
-        (_config(base_model_name_or_path="/root/base"), "its adapter_config.json is for"),
+        (_config(base_model_name_or_path="another/base"), "its adapter_config.json is for"),
         (_dirty, "changes that are not committed"),
         (lambda world: world.edit(description="Not in the card."), "is not what the registry and the template give"),
         (lambda world: (world.root / "training/recipes/tiny.yaml").write_text("steps: 9\n"), "not the recipe"),

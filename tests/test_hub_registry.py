@@ -144,7 +144,7 @@ BAD_SCORES = [
     (lambda s: s["values"][0].update(interval=[0.6, 0.7]), "own interval"),
     (lambda s: s["values"][0].update(metric="charm"), "no such metric"),
     (lambda s: s["values"][0].update(scenario="moon"), "no such scenario"),
-    (lambda s: s.update(command="lm_eval --model_args pretrained=/root/models/x"), "one machine"),
+    (lambda s: s.update(command="lm_eval --model_args pretrained=~/models/x"), "one machine"),
     (lambda s: s.update(command="inspect eval x -M api_key=abcdefgh12345"), "secret"),
     (lambda s: s["logs"][0].update(url="javascript:alert(1)"), "pattern"),
 ]

@@ -11,16 +11,14 @@ conflict. The prompts are those of every other judge. All lines about one person
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import BaseModel, ConfigDict, Field
+from peft import PeftModel, get_peft_model
+from pydantic import Field
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -29,20 +27,16 @@ from transformers.trainer_utils import set_seed
 
 from persona_tasks.calibration import load_items
 from persona_tasks.embedded.chat import Chat
-from persona_tasks.embedded.weights import MODELS, Base, load_model
+from persona_tasks.embedded.weights import load_model
+from training import recipe as common
 from training.judge_data import Example, balanced, examples_of, training_items
 from training.shared_prefix import Group, group, hidden_at_ends
 
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-
-class Recipe(BaseModel):
+class Recipe(common.Recipe):
     """Settings of a run; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid")
-    base: str = "smollm2-135m"
     half: str = Field("all", pattern="^(even|odd|all)$", description="Which training personas.")
-    seed: int = 0
     derived: int = Field(3, ge=0, description="Derived lines per persona, of each kind and label.")
     epochs: float = Field(3, gt=0)
     learning_rate: float = Field(3e-4, gt=0)
@@ -144,14 +138,7 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
     alone = sum(len(example.ids) for example in examples)
     print(f"{len(items)} items, {len(examples)} choices, {tokens} tokens in {len(training)} groups ({alone} unshared)")
 
-    layers = list(range(recipe.first_layer, model.config.num_hidden_layers))
-    lora = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=2 * recipe.rank,
-        lora_dropout=0.05,
-        target_modules=MODULES,
-        layers_to_transform=layers,
-    )
+    lora = common.lora(recipe.rank, recipe.first_layer, model.config.num_hidden_layers, dropout=0.05)
     peft_model = get_peft_model(model, lora)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
@@ -175,24 +162,15 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
         callbacks=[Validation(validation, log)],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
-    base = MODELS.get(recipe.base)
-    if isinstance(base, Base):  # the name that everybody knows, not a folder of this machine
-        peft_model.peft_config["default"].base_model_name_or_path = base.repository
-        peft_model.peft_config["default"].revision = base.revision
-    peft_model.to(torch.bfloat16).save_pretrained(out / "adapter")
-    (out / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
+    common.save_adapter(peft_model, recipe.base, out / "adapter")
     return validate(peft_model, validation)
 
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--resume", action="store_true", help="from the last checkpoint in --out")
-    options = parser.parse_args()
-    recipe = Recipe.model_validate(yaml.safe_load(options.config.read_text()))
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = common.parser(__doc__).parse_args()
+    recipe = common.load_recipe(Recipe, options.config, options.set)
+    common.begin(options.out, recipe)
     print(train(recipe, options.out, options.resume))
 
 

@@ -13,7 +13,7 @@ from difflib import SequenceMatcher
 
 from persona_tasks.calibration import Item, load_items
 from persona_tasks.embedded.chat import Chat
-from persona_tasks.embedded.guided import possible_replies
+from persona_tasks.embedded.guided import branch, possible_replies
 from persona_tasks.personas import Persona, load_bank
 from persona_tasks.protocol.judging import judge
 from persona_tasks.protocol.prompts import persona_text
@@ -141,22 +141,15 @@ def examples_of(item: Item, chat: Chat, context: bool = False) -> list[Example]:
         right = {reply for reply in replies if any(f"[{turn}]" in reply for turn in item.conflicts)}
         right = right or {reply for reply in replies if "[]" in reply}
     found = []
-    left = list(replies)
-    while len(left) > 1:
-        shared = next(
-            place for place, ids in enumerate(zip(*(coded[r] for r in left), strict=False)) if len(set(ids)) > 1
-        )
-        groups: dict[int, list[str]] = {}
-        for reply in left:
-            groups.setdefault(coded[reply][shared], []).append(reply)
+    while len(coded) > 1:
+        certain, groups = branch(coded)
         allowed = tuple(sorted(groups))
         hits = [len(right & set(groups[token])) for token in allowed]
         target = tuple(hit / sum(hits) for hit in hits)
-        meaning = (
-            () if found else tuple('"consistent"' not in groups[t][0] and "[]" not in groups[t][0] for t in allowed)
-        )
-        found.append(Example(prompt + coded[left[0]][:shared], allowed, target, meaning, item))
-        left = groups[allowed[hits.index(max(hits))]]
+        harmless = [any(mark in groups[token][0] for mark in ('"consistent"', "[]")) for token in allowed]
+        meaning = () if found else tuple(not calm for calm in harmless)
+        found.append(Example((*prompt, *certain), allowed, target, meaning, item))
+        coded = {reply: coded[reply] for reply in groups[allowed[hits.index(max(hits))]]}
     return found
 
 

@@ -39,6 +39,19 @@ def possible_replies(schema: Mapping[str, Any]) -> list[str] | None:
     return [json.dumps(dict(zip(names, values, strict=True))) for values in product(*fields)] or None
 
 
+def branch(replies: Mapping[str, Sequence[int]]) -> tuple[Sequence[int], dict[int, list[str]]]:
+    """Where replies part: the tokens that they share up to there, and the replies that go on with each next token.
+
+    Args:
+        replies: Two or more, with their token ids.
+    """
+    place = next(place for place, ids in enumerate(zip(*replies.values(), strict=False)) if len(set(ids)) > 1)
+    groups: dict[int, list[str]] = {}
+    for reply, ids in replies.items():
+        groups.setdefault(ids[place], []).append(reply)
+    return next(iter(replies.values()))[:place], groups
+
+
 def choose(prompt: Sequence[int], replies: Sequence[str], tokenizer: Any) -> Choice:
     """Ask for the next token wherever the replies that are left differ, until one is left.
 
@@ -57,12 +70,8 @@ def choose(prompt: Sequence[int], replies: Sequence[str], tokenizer: Any) -> Cho
     weights: dict[str, float] = {}
     mass = 1.0
     while len(left) > 1:
-        shared = next(place for place, ids in enumerate(zip(*left.values(), strict=False)) if len(set(ids)) > 1)
-        after = [*prompt, *next(iter(left.values()))[:shared]]
-        groups: dict[int, list[str]] = {}
-        for reply, ids in left.items():
-            groups.setdefault(ids[shared], []).append(reply)
-        completion = yield Request(after, max_tokens=1, allowed=sorted(groups))
+        certain, groups = branch(left)
+        completion = yield Request([*prompt, *certain], max_tokens=1, allowed=sorted(groups))
         for token, probability in zip(sorted(groups), completion.among, strict=True):
             weights[groups[token][0]] = mass * probability
         chosen = groups[completion.ids[0]]

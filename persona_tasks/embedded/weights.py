@@ -233,7 +233,7 @@ def _packaged(model: Base) -> Path | None:
 
 
 def _converted(model: Base, gguf: Path, folder: Path) -> Path:
-    source = _checksum(gguf)
+    source = sha256(gguf)
     if _intact(folder, source):
         return folder
     if importlib.util.find_spec("gguf") is None:
@@ -251,7 +251,7 @@ def _converted(model: Base, gguf: Path, folder: Path) -> Path:
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}~", dir=folder.parent))
         try:
             convert(gguf, scratch / "new", model.title)
-            files = {file.name: _checksum(file) for file in sorted((scratch / "new").iterdir())}
+            files = {file.name: sha256(file) for file in sorted((scratch / "new").iterdir())}
             record = {"format": FORMAT, "source": gguf.name, "sha256": source, "files": files}
             (scratch / "new" / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             if folder.exists():  # broken or of another version: a folder can only be moved to a free name
@@ -282,13 +282,14 @@ def _intact(folder: Path, source: str | None) -> bool:
         return (
             record["format"] == FORMAT
             and source in (None, record["sha256"])
-            and all(_checksum(folder / name) == checksum for name, checksum in record["files"].items())
+            and all(sha256(folder / name) == checksum for name, checksum in record["files"].items())
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _checksum(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while part := stream.read(1 << 20):

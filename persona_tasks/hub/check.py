@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from persona_tasks.embedded.weights import sha256
 from persona_tasks.hub.cards import card_problems
 from persona_tasks.hub.entries import Checkpoint, File
-from persona_tasks.hub.files import sha256
 from persona_tasks.hub.registry import PACKAGE, Registry, RegistryError
 from persona_tasks.hub.submissions import read_submissions
 

@@ -123,15 +123,6 @@ def check_safetensors(path: Path) -> dict[str, Any]:
     return header
 
 
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
 def git_oid(path: Path) -> str:
     """The name git gives a file's content: what the Hub lists for files outside large file storage."""
     data = path.read_bytes()

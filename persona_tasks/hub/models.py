@@ -7,9 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from persona_tasks.embedded.weights import MODELS, cache_folder, embedded_folder
+from persona_tasks.embedded.weights import MODELS, cache_folder, embedded_folder, sha256
 from persona_tasks.hub.entries import Checkpoint
-from persona_tasks.hub.files import sha256
 from persona_tasks.hub.registry import Registry
 
 

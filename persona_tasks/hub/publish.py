@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from persona_tasks.embedded.weights import sha256
 from persona_tasks.hub.client import HubError, talking_to
-from persona_tasks.hub.files import Refused, git_oid, sha256
+from persona_tasks.hub.files import Refused, git_oid
 from persona_tasks.hub.release import Release
 
 if TYPE_CHECKING:

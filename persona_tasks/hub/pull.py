@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from persona_tasks.embedded.weights import sha256
 from persona_tasks.hub.client import client
 from persona_tasks.hub.entries import Checkpoint
-from persona_tasks.hub.files import sha256
 from persona_tasks.hub.registry import Registry, load, registry_file, root_of
 
 Source = Literal["hub", "cache", "embedded"]

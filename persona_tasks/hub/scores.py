@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from persona_tasks.embedded.weights import sha256
 from persona_tasks.hub import probes
 from persona_tasks.hub.entries import Checkpoint, Score, Value
-from persona_tasks.hub.files import sha256
 from persona_tasks.hub.registry import Registry, RegistryError, check_values
 from persona_tasks.hub.runs import Run, ScoreError, read_run
 from persona_tasks.metrics import Interval
