@@ -2,8 +2,8 @@
 
 python benchmarks/provider_speed.py [--dialogues 12] [--turns 16] [--tokens 40] [--json]
 
-Both get the same weights in the same type, the same personas and partner lines, greedy decoding, and all dialogues' requests
-of a turn at once. For `hf` that is its best case: `max_connections` is the number of dialogues, so every batch is full
+Both get the same weights in the same type, the same personas and partner lines, greedy decoding, and all requests of a
+turn at once. For `hf` that is its best case: `max_connections` is the number of dialogues, so every batch is full
 and it never waits for one to fill. The two take turns, so that whatever else the machine does slows both. Each plays on
 with its own lines.
 """

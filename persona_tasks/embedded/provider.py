@@ -52,7 +52,7 @@ class PersonaAPI(ModelAPI):
     as in transformers; a folder without one takes the likeliest token. Temperature 0 is plain greedy decoding.
 
     Args:
-        dtype: "bfloat16", "float16" or "float32"; "auto" for what the device computes fastest in. Each output says which.
+        dtype: "bfloat16", "float16" or "float32"; "auto" for what is fast on the device. Each output says which.
         device: Default: the GPU if there is one.
 
     Raises:
