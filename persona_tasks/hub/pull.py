@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from persona_tasks.embedded.weights import sha256
+from persona_tasks.embedded.weights import embedded_folder, load_model, sha256
 from persona_tasks.hub.client import client
 from persona_tasks.hub.entries import Checkpoint
 from persona_tasks.hub.registry import Registry, load, registry_file, root_of
@@ -39,9 +39,7 @@ def pull(name: str) -> Pulled:
     registry = load(file)
     checkpoint = registry.checkpoint(name)
     if checkpoint.kind == "base":
-        from persona_tasks.hub.models import base_folder
-
-        return Pulled(checkpoint, base_folder(checkpoint), "embedded" if checkpoint.package else "hub")
+        return Pulled(checkpoint, embedded_folder(name), "embedded" if checkpoint.package else "hub")
     embedded = root_of(file) / str(checkpoint.folder)
     if checkpoint.published is None:
         return _embedded(checkpoint, embedded, f"{name} is not published yet")
@@ -116,7 +114,5 @@ def load_simulator(name: str, **options: Any) -> tuple[Any, Any]:
     Raises:
         RegistryError, PullError, WeightsError: See `pull`.
     """
-    from persona_tasks.embedded.weights import MODELS, load_model
-
-    pulled = pull(name)
-    return load_model(name if name in MODELS else str(pulled.folder), **options)
+    pull(name)
+    return load_model(name, **options)

@@ -77,7 +77,7 @@ def uncommitted(root: Path, paths: list[Path]) -> list[str]:
 
 def adapter_release(registry: Registry, checkpoint: Checkpoint, root: Path, scratch: Path, namespace: str) -> Release:
     """The adapter with its configuration, tokenizer, card, drift curve and results."""
-    from persona_tasks.hub.models import base_folder
+    from persona_tasks.embedded.weights import embedded_folder
 
     source, folder = root / str(checkpoint.folder), scratch / "adapter"
     shutil.copytree(source, folder)
@@ -86,7 +86,7 @@ def adapter_release(registry: Registry, checkpoint: Checkpoint, root: Path, scra
     config |= {"base_model_name_or_path": base.repository, "revision": base.revision, "inference_mode": True}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if not (folder / "tokenizer_config.json").is_file():  # else nobody could load it by one name
-        _copy_tokenizer(base_folder(base), folder)
+        _copy_tokenizer(embedded_folder(base.id), folder)
     _add_card(registry, checkpoint, root, folder, namespace, merged=False)
     return Release(
         cards.repository(registry, checkpoint, namespace), "model", folder, str(checkpoint.version), registry.collection
