@@ -11,7 +11,7 @@ import pytest
 import yaml
 from sklearn.metrics import cohen_kappa_score
 
-from persona_tasks.calibration import FOLDER, load_dialogues, load_injections, load_items
+from persona_tasks.calibration import CONTRAST, FOLDER, load_dialogues, load_injections, load_items
 from persona_tasks.personas import SPLITS, BankError, load_bank
 
 SCENARIOS = ("chat", "education", "service", "therapy")
@@ -28,6 +28,19 @@ def test_every_persona_has_its_lines_and_pairs() -> None:
         assert cells[persona.id, "prompt_to_line", "contradicts"] == 4
         assert cells[persona.id, "line_to_line", "consistent"] == 2
         assert cells[persona.id, "line_to_line", "contradicts"] == 2
+
+
+def test_contrast_pairs_are_for_training_alone_and_differ_in_their_label_not_their_length() -> None:
+    items = load_items([CONTRAST], "all")
+    assert len(items) == 2304 and len({item.transcript.lines[0] for item in items}) == 2304
+    cells = Counter((item.transcript.persona_id, item.label) for item in items)
+    train = [persona.id for persona in load_bank().select("all", "train")]
+    assert cells == {(persona, label): 12 for persona in train for label in ("consistent", "contradicts")}
+    drifts = set(re.findall(r"^\| `(\w+)`", GUIDELINE.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {item.kind for item in items} <= drifts
+    words = {label: sum(len(i.transcript.lines[0].split()) for i in items if i.label == label) for _, label in cells}
+    assert words["contradicts"] == pytest.approx(words["consistent"], rel=0.05)
+    assert load_items([CONTRAST], "test") == []
 
 
 @pytest.mark.parametrize("name", ["calibration", "on_policy"])
