@@ -35,10 +35,12 @@ def bag_of_words() -> Pipeline:
 
 
 def lines_of(items: list[Item]) -> list[str]:
+    """What was said, and nothing else."""
     return [item.transcript.lines[-1] for item in items]
 
 
 def labels_of(items: list[Item]) -> np.ndarray:
+    """``[items]``, whether each contradicts."""
     return np.array([item.label == "contradicts" for item in items])
 
 
