@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
-from persona_tasks.calibration import Item, load_items
+from persona_tasks.calibration import CONTRAST, SETS, Item, load_items
 from persona_tasks.embedded.chat import Chat
 from persona_tasks.embedded.guided import branch, possible_replies
 from persona_tasks.personas import Persona, load_bank
@@ -68,7 +68,7 @@ def training_items(half: str, seed: int, derived: int) -> list[tuple[Item, bool]
     personas = half_of(bank.select("all", "train"), half)
     ids = {persona.id for persona in personas}
     rng = random.Random(seed)
-    labelled = [item for item in load_items(split="train") if item.transcript.persona_id in ids]
+    labelled = [item for item in load_items((*SETS, CONTRAST), "train") if item.transcript.persona_id in ids]
     items = [(item, False) for item in _thinned(labelled, rng)]
     for persona in personas:
         items += [(item, True) for item in _from_questions(persona, rng, derived)]
