@@ -69,7 +69,8 @@ def training_items(half: str, seed: int, derived: int) -> list[tuple[Item, bool]
     ids = {persona.id for persona in personas}
     rng = random.Random(seed)
     labelled = [item for item in load_items((*SETS, CONTRAST), "train") if item.transcript.persona_id in ids]
-    items = [(item, False) for item in _thinned(labelled, rng)]
+    # short answers of the contrast pairs say nothing without the question
+    items = [(item, item.set == CONTRAST) for item in _thinned(labelled, rng)]
     for persona in personas:
         items += [(item, True) for item in _from_questions(persona, rng, derived)]
         items += [(item, False) for item in _from_facts(persona, personas, rng, derived)]
