@@ -31,7 +31,7 @@ class Reader:
     """The embedded model, asked for likelihoods. What all questions about a persona begin with is read once."""
 
     def __init__(self) -> None:
-        self.model, self.tokenizer = load_model("smollm2-135m", "bfloat16", None)
+        self.model, self.tokenizer = load_model("smollm2-135m")
 
     def ids(self, messages: list[dict[str, str]], answer: bool) -> list[int]:
         """Token ids of the messages, up to where the assistant begins to speak if `answer`."""

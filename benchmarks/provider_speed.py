@@ -2,7 +2,7 @@
 
 python benchmarks/provider_speed.py [--dialogues 12] [--turns 16] [--tokens 40] [--json]
 
-Both get the same weights in bfloat16, the same personas and partner lines, greedy decoding, and all dialogues' requests
+Both get the same weights in the same type, the same personas and partner lines, greedy decoding, and all dialogues' requests
 of a turn at once. For `hf` that is its best case: `max_connections` is the number of dialogues, so every batch is full
 and it never waits for one to fill. The two take turns, so that whatever else the machine does slows both. Each plays on
 with its own lines.
@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from persona_tasks.embedded.weights import DEFAULT, embedded_folder
+from persona_tasks.embedded.weights import DEFAULT, embedded_folder, fitting_dtype
 from persona_tasks.personas import load_bank
 from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.prompts import simulator_prompt
@@ -95,7 +95,7 @@ def models(dialogues: int, tokens: int) -> dict[str, Model]:
     config = GenerateConfig(max_tokens=tokens, max_connections=dialogues)
     theirs: dict[str, Any] = {
         "do_sample": False,
-        "dtype": torch.bfloat16,
+        "dtype": getattr(torch, fitting_dtype("cuda" if torch.cuda.is_available() else "cpu")),
         "tokenizer_call_args": {"add_special_tokens": False},
     }
     return {

@@ -33,10 +33,10 @@ def transcript_of(sample: Any) -> Transcript:
 
 @pytest.mark.embedded
 def test_lockstep_and_inspect_are_the_same_on_the_embedded_model(tmp_path):
-    """Greedy, in bfloat16, in batches of different make-up: every line, probe and verdict is the same."""
+    """Greedy, in batches of different make-up: every line, probe and verdict is the same."""
     log = run("persona/smollm2-135m", tmp_path, limit=3, temperature=0.0, task={"turns": 2, "probes": [2]})
     bank = load_bank()
-    personas, answer = bank.select()[:3], engine_answers(Engine.shared("smollm2-135m", "bfloat16", None))
+    personas, answer = bank.select()[:3], engine_answers(Engine.shared("smollm2-135m"))
     dialogues = []
     for persona in personas:
         setting = bank.scenarios[persona.scenario]

@@ -374,7 +374,7 @@ QUESTIONS = ["What did you do on Sunday?", "How do you get to work?", "Tell me a
 
 @pytest.mark.embedded
 def test_the_embedded_model_computes_the_same_bits_in_any_company() -> None:
-    """The claim of attention.py, on the real model in bfloat16: 8 short prompts and one over several blocks."""
+    """The claim of attention.py, on the real model: 8 short prompts and one over several blocks."""
     engine = Engine.load()
     dialogues = [(persona, question) for persona in PERSONAS for question in QUESTIONS][:8]
     prompts = [

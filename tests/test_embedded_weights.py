@@ -151,7 +151,7 @@ def test_names_and_folders_that_do_not_exist(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(WeightsError, match="pickled weights are not loaded"):
         locate(str(tmp_path))
-    with pytest.raises(WeightsError, match="choose bfloat16, float16 or float32"):
+    with pytest.raises(WeightsError, match="choose auto, bfloat16, float16 or float32"):
         load_model(str(tiny_model_folder(tmp_path)), dtype="int8")
 
 
@@ -232,7 +232,7 @@ def test_the_real_conversion(
     assert "converting SmolLM2-135M-Instruct" in capfd.readouterr().err
     model, tokenizer = load_model()
     assert capfd.readouterr().err == ""  # loading is silent
-    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in model.parameters()} == {getattr(torch, weights.fitting_dtype("cpu"))}
     assert sum(weight.numel() for weight in model.parameters()) == 134_515_008
     assert model.config.max_position_embeddings == 8192
     assert getattr(model.config, "quantization_config", None) is None
@@ -247,3 +247,13 @@ def test_the_real_conversion(
     assert default.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     own = [{"role": "system", "content": "You are Mina."}, *user]
     assert "SmolLM" not in tokenizer.apply_chat_template(own, tokenize=False)
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [("AVX512", torch.bfloat16), ("AVX2", torch.float32)])
+def test_a_cpu_computes_in_what_it_has_instructions_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, chosen: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    model, _ = load_model(str(tiny_model_folder(tmp_path)), device="cpu")
+    assert model.dtype == chosen
+    assert weights.fitting_dtype("cuda") == "bfloat16"

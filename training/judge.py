@@ -127,7 +127,7 @@ class Validation(TrainerCallback):
 def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
     """Train, validate on the dev personas after each epoch, and save the adapter in `out`/adapter."""
     set_seed(recipe.seed)
-    model, tokenizer = load_model(recipe.base, "bfloat16")
+    model, tokenizer = load_model(recipe.base)
     model.set_attn_implementation("sdpa")
     chat = Chat(tokenizer)
     items = training_items(recipe.half, recipe.seed, recipe.derived)

@@ -69,6 +69,7 @@ class Engine:
         reuse: bool = True,
     ) -> None:
         self.shape = ModelShape.of(model.config)
+        self.dtype = str(model.dtype).removeprefix("torch.")
         self.model, self.tokenizer = model.eval(), tokenizer
         model.set_attn_implementation(NAME)
         self.sampling = Sampling()  # how it talks unless a request says otherwise; the caller fills the request
@@ -92,14 +93,14 @@ class Engine:
         self._thread: Thread | None = None
 
     @classmethod
-    def load(cls, name: str = DEFAULT, dtype: str = "bfloat16", device: str | None = None, **options: Any) -> Engine:
+    def load(cls, name: str = DEFAULT, dtype: str = "auto", device: str | None = None, **options: Any) -> Engine:
         """Load an embedded model, or a folder; see `weights.load_model`. The options are those of the class."""
         engine = cls(*load_model(name, dtype, device), **options)
         engine.sampling = own_sampling(name, engine.model)
         return engine
 
     @classmethod
-    def shared(cls, name: str = DEFAULT, dtype: str = "bfloat16", device: str | None = None) -> Engine:
+    def shared(cls, name: str = DEFAULT, dtype: str = "auto", device: str | None = None) -> Engine:
         """This process's engine for a model: loaded at the first call, and again if the weights have changed since."""
         with _loading:
             key, version = (name, dtype, device), weights_version(name)

@@ -52,7 +52,7 @@ class PersonaAPI(ModelAPI):
     as in transformers; a folder without one takes the likeliest token. Temperature 0 is plain greedy decoding.
 
     Args:
-        dtype: "bfloat16", "float16" or "float32".
+        dtype: "bfloat16", "float16" or "float32"; "auto" for what the device computes fastest in. Each output says which.
         device: Default: the GPU if there is one.
 
     Raises:
@@ -65,7 +65,7 @@ class PersonaAPI(ModelAPI):
         base_url: str | None = None,
         api_key: str | None = None,
         config: GenerateConfig = GenerateConfig(),  # noqa: B008  (the signature that Inspect asks for)
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         device: str | None = None,
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
@@ -84,13 +84,15 @@ class PersonaAPI(ModelAPI):
             if (guided := await _guided(engine, input, config)) is not None:
                 chosen, usage = guided
                 output = ModelOutput.from_content(self.model_name, str(chosen))
-                return output.model_copy(update={"usage": usage, "metadata": {"weights": dict(chosen.weights)}})
+                made = {"dtype": engine.dtype, "weights": dict(chosen.weights)}
+                return output.model_copy(update={"usage": usage, "metadata": made})
             completion = await engine.complete(_request(engine, input, config))
         except ContextOverflow as error:
             output = ModelOutput.from_content(self.model_name, "", stop_reason="model_length", error=str(error))
             output.usage = ModelUsage()
             return output
-        return _output(self.model_name, completion)
+        output = _output(self.model_name, completion)
+        return output.model_copy(update={"metadata": {"dtype": engine.dtype}})
 
     async def engine(self) -> Engine:
         """The engine behind this model; loads it if nobody has."""
