@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from persona_tasks.embedded.engine import Engine
 from persona_tasks.metrics import paired_difference
 from persona_tasks.personas import load_bank
 from persona_tasks.scoring import aggregate
@@ -20,7 +19,7 @@ from tests.tiny import tiny_model_folder
 from training import compare as command
 from training import compare_play
 from training.compare import check_cell
-from training.compare_page import _plain, markdown, side_by_side, training_frame
+from training.compare_page import _plain, side_by_side, training_frame
 from training.compare_play import Cell, CompareError, Recipe
 from training.compare_table import BASE, Played, Results, compare
 from training.recipe import RecipeError, load_recipe
@@ -280,8 +279,8 @@ def recipe_file(tmp_path: Path) -> Path:
     (trained / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     data = {
         "judge": f"persona/{models['j']}",
-        "limit": 3,
-        "batch": 2,
+        "limit": 2,
+        "batch": 1,
         "sampling": {"temperature": 1.0},
         "side_by_side": "grpo-0",
         "conditions": {"main": {"turns": 2, "probes": "2"}},
@@ -295,35 +294,34 @@ def recipe_file(tmp_path: Path) -> Path:
     return tmp_path / "compare.yaml"
 
 
-def start(monkeypatch: pytest.MonkeyPatch, recipe: Path, out: Path, *more: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["compare", "--config", str(recipe), "--out", str(out), *more])
-    command.main()
+def go_on(recipe: Path, out: Path, *changes: str) -> None:
+    compare_play.play_cells(load_recipe(Recipe, recipe, changes), out, lambda: None)
 
 
 def test_a_whole_run_and_one_that_is_interrupted(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    start(monkeypatch, recipe_file, whole)
+    monkeypatch.setattr(sys, "argv", ["compare", "--config", str(recipe_file), "--out", str(whole)])
+    command.main()
     page = (whole / "results.md").read_text()
     assert capsys.readouterr().out.strip() == page.strip()
     results = Results.model_validate_json((whole / "results.json").read_text())
     rows = {row.method: row for row in results.conditions["main"]}
     assert rows["PPO"].cells == {"ppo-0": "not run"} and "| PPO | 0 of 1 | not run |" in page
-    assert rows["GRPO"].cells == {"grpo-0": "3 dialogues"}
-    assert rows["GRPO"].metrics["prompt_to_line"].n == 3
+    assert rows["GRPO"].cells == {"grpo-0": "2 dialogues"}
+    assert rows["GRPO"].metrics["prompt_to_line"].n == 2
     assert rows["GRPO"].metrics["prompt_to_line"].unparsed == 0
-    assert results.trained["grpo-0"]["commit"] == "abc" and "ppo-0" not in results.weights
-    assert all(len(digest) == 64 for files in results.weights.values() for digest in files.values())
+    assert results.trained["grpo-0"]["commit"] == "abc"
     assert {"judge", "base", "grpo-0"} == set(results.weights)
+    assert all(len(digest) == 64 for files in results.weights.values() for digest in files.values())
     for name in ("drift.png", "drift.pdf", "training.png", "side_by_side.md"):
-        assert (whole / name).stat().st_size and (name.endswith("pdf") or name in page)
+        assert (whole / name).stat().st_size and (name.endswith("pdf") or f"({name})" in page)
     played = list(read_jsonl(whole / "judged" / "main" / "grpo-0.jsonl"))
     assert {load_bank().persona(r.transcript.persona_id).split for r in played} == {"test"}
     scripts = load_bank().scripts
     for found in played:
-        pool = scripts[found.transcript.scenario].pool("test")
-        openings = [line.split("{")[0] for line in pool.openings]
+        openings = [line.split("{")[0] for line in scripts[found.transcript.scenario].pool("test").openings]
         assert any(found.transcript.turns[0].partner.startswith(line) for line in openings)
 
     # interrupted in the second batch of judging the base, with a line cut short
@@ -338,31 +336,26 @@ def test_a_whole_run_and_one_that_is_interrupted(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(compare_play, "lockstep", interrupted)
-        start(patch, recipe_file, parts)
+        go_on(recipe_file, parts)
     judged = parts / "judged" / "main" / "base.jsonl"
-    assert len(list(read_jsonl(judged))) == 2
+    assert len(list(read_jsonl(judged))) == 1
     with judged.open("a") as file:
         file.write('{"transcript": {"id"')
     held = (parts / "dialogues" / "main" / "base.jsonl").read_bytes()
-    start(monkeypatch, recipe_file, parts)
+    go_on(recipe_file, parts)
     assert (parts / "dialogues" / "main" / "base.jsonl").read_bytes() == held
     for name in ("base", "grpo-0"):
-        assert list(read_jsonl(parts / "judged" / "main" / f"{name}.jsonl")) == list(
-            read_jsonl(whole / "judged" / "main" / f"{name}.jsonl")
-        )
-    again = Results.model_validate_json((parts / "results.json").read_text())
-    assert again.conditions == results.conditions
+        files = [folder / "judged" / "main" / f"{name}.jsonl" for folder in (parts, whole)]
+        assert list(read_jsonl(files[0])) == list(read_jsonl(files[1]))
 
     # a third time there is nothing to do
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "generate", None)
         patch.setattr(compare_play, "lockstep", None)
-        start(patch, recipe_file, parts)
+        go_on(recipe_file, parts)
 
     # and what was made otherwise is not mixed in
     with pytest.raises(CompareError, match="made with other sampling"):
-        start(monkeypatch, recipe_file, parts, "--set", "sampling.temperature=0.5")
-    other = tiny_model_folder(tmp_path, seed=9, max_position_embeddings=16384)
+        go_on(recipe_file, parts, "sampling.temperature=0.5")
+    other = tiny_model_folder(tmp_path, seed=9)
     with pytest.raises(CompareError, match="made with other judge"):
-        start(monkeypatch, recipe_file, parts, "--set", f"judge=persona/{other}")
-    assert markdown(results).count("\n## main") == 1
+        go_on(recipe_file, parts, f"judge=persona/{other}")

@@ -5,8 +5,8 @@ python -m training.compare --config training/recipes/compare.yaml --out results/
 A recipe lists *cells* (one trained model each) and *conditions* (how long, with whom). Each cell whose weights are
 there is played under each condition, then judged. Dialogues go to ``dialogues/<condition>/<cell>.jsonl``, with verdicts
 to ``judged/<condition>/<cell>.jsonl``, batch by batch: the same command again does only what is missing, also without
---resume. After each cell the results are written anew: ``results.json``, ``results.md`` and the pictures and pages it
-links to. A cell without weights says `not run`.
+--resume. After each cell the results are written anew, ``results.json`` and ``results.md``; at the end, pictures
+(``drift``, ``training``) and ``side_by_side.md``. A cell without weights says `not run`.
 
 Before anything is played, a cell is refused if its rewards came from the judge that reports, or if it was trained on
 the people it would be reported on (see `check_cell`).
@@ -133,8 +133,15 @@ def _same_model(one: str, other: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------- results
 
 
-def write(recipe: Recipe, out: Path, notes: list[str]) -> None:
-    """Compute everything from the dialogues that there are so far, and write it down."""
+def write(recipe: Recipe, out: Path, notes: list[str], pictures: bool = False) -> None:
+    """Compute everything from the dialogues that there are so far, and write it down.
+
+    Args:
+        recipe: What is compared.
+        out: The folder with the dialogues.
+        notes: For the reader.
+        pictures: Draw the pictures and the dialogues side by side too, for the first condition.
+    """
     present = [cell for cell in recipe.cells if there(cell.model)]
     played = {title: _played(recipe, title, out) for title in recipe.conditions}
     runs = {cell.name: run for cell in present if (run := run_folder(cell.model)) and cell.model not in MODELS}
@@ -151,16 +158,20 @@ def write(recipe: Recipe, out: Path, notes: list[str]) -> None:
         conditions={title: compare(cells, recipe.conditions[title].turns) for title, cells in played.items()},
     )
     (out / "results.json").write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    main = next(iter(played.values()))
+    files = draw(recipe, next(iter(played.values())), runs, out) if pictures else []
+    (out / "results.md").write_text(markdown(results, files), encoding="utf-8")
+
+
+def draw(recipe: Recipe, cells: Sequence[Played], runs: dict[str, Path], out: Path) -> list[str]:
+    """Pictures, and the dialogues side by side; returns the names of their files."""
     logs = {cell: run / "log.jsonl" for cell, run in runs.items() if (run / "log.jsonl").is_file()}
-    pictures = write_pictures(main, logs, out)
-    pages = {}
-    shown = next((cell for cell in main if cell.name == recipe.side_by_side and cell.records), None)
+    files = write_pictures(cells, logs, out)
+    shown = next((cell for cell in cells if cell.name == recipe.side_by_side and cell.records), None)
     if shown:
-        base = next(cell for cell in main if cell.method == BASE)
+        base = next(cell for cell in cells if cell.method == BASE)
         (out / "side_by_side.md").write_text(side_by_side(base, shown), encoding="utf-8")
-        pages["Dialogues side by side"] = "side_by_side.md"
-    (out / "results.md").write_text(markdown(results, pictures, pages), encoding="utf-8")
+        files.append("side_by_side.md")
+    return files
 
 
 def _played(recipe: Recipe, title: str, out: Path) -> list[Played]:
@@ -192,6 +203,7 @@ def main() -> None:
     common.begin(options.out, recipe)
     write(recipe, options.out, notes)
     play_cells(recipe, options.out, lambda: write(recipe, options.out, notes))
+    write(recipe, options.out, notes, pictures=True)
     print((options.out / "results.md").read_text(encoding="utf-8"))
 
 

@@ -29,13 +29,12 @@ WATCHED = ("reward", "rewards/", "monitors/")  # what is drawn of a run's log
 # ------------------------------------------------------------------------------------------------------------ page
 
 
-def markdown(results: Results, pictures: Sequence[str] = (), pages: Mapping[str, str] | None = None) -> str:
+def markdown(results: Results, files: Sequence[str] = ()) -> str:
     """The page: what was compared, how to read it, tables, and how it was made.
 
     Args:
         results: All numbers.
-        pictures: Files that are shown.
-        pages: Title and file of what is linked.
+        files: Pictures, which are shown, and pages, which are linked.
     """
     parts = ["# Comparison", f"Judge: {results.judge_worth}.", *(f"Note: {note}." for note in results.notes)]
     for name, rows in results.conditions.items():
@@ -47,8 +46,8 @@ def markdown(results: Results, pictures: Sequence[str] = (), pages: Mapping[str,
         "seed they say nothing about training it again. *Less inconsistent* is the relative drop of 1 - score. Not "
         "measured here: whether replies are on topic, and whether they talk to the judge; read them side by side."
     ]
-    parts += [f"![{PurePath(picture).stem}]({picture})" for picture in pictures]
-    parts += [f"- [{title}]({file})" for title, file in (pages or {}).items()]
+    for file in map(PurePath, files):
+        parts.append(f"{'!' if file.suffix == '.png' else ''}[{file.stem.replace('_', ' ')}]({file})")
     made = results.origin
     parts += [f"Made by `{made['command']}`, commit `{made['commit']}`, {made['machine']}, {made['date']}."]
     parts += ["| weights | sha256 |\n|---|---|\n" + "\n".join(_weights(results))]
@@ -180,7 +179,7 @@ def write_pictures(cells: Sequence[Played], logs: Mapping[str, Path], folder: Pa
     frame = drift_frame({name: summarise(records) for name, records in methods.items() if records})
     frame = frame[frame["scenario"] == ALL]
     others = [name for name, records in methods.items() if records and name != BASE]
-    files = []
+    files: list[Path] = []
     for number, part in enumerate(_chunks(others, TOGETHER - 1), start=1):
         chosen = frame[frame["model"].isin([BASE, *part])]
         files += plots.save(plots.drift_curves(chosen), folder, _numbered("drift", number))

@@ -25,13 +25,13 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from persona_tasks.agreement import Row, Statistic, statistics
+from persona_tasks.agreement import Row, Statistic, confusion, kappa
 from persona_tasks.calibration import Label
 from persona_tasks.embedded.weights import sha256
 from persona_tasks.metrics import RESAMPLES, Array, bootstrap_weights
 from persona_tasks.personas import DriftType
 from persona_tasks.tables import interval_text, number_text
-from persona_tasks.transcript import Judged, Outcome, Turn, Verdict, read_jsonl
+from persona_tasks.transcript import Judged, Outcome, TranscriptError, Turn, Verdict, read_jsonl
 from training.compare_page import percent
 from training.compare_table import ratio, statistic
 
@@ -290,12 +290,17 @@ def _kappas(labels: dict[str, Label], key: Key) -> dict[Side, Statistic]:
     sides: dict[Side, list[Row]] = {"before": [], "after": []}
     for name, place in key.places.items():
         label = labels[name]
-        if label == "unclear" or place.verdict is None:
+        if label == "unclear" or place.verdict in (None, "unparsed"):
             continue
         verdict = Verdict(metric="prompt_to_line", turn=place.turn, outcome=place.verdict)
         row = Row(name, "reading", "prompt_to_line", place.scenario, "", place.persona_id, label, (), verdict)
         sides[place.side].append(row)
-    return {side: found["kappa"] for side, rows in sides.items() if (found := statistics(rows))}
+    return {side: _kappa(rows) for side, rows in sides.items() if rows}
+
+
+def _kappa(rows: Sequence[Row]) -> Statistic:
+    drawn = bootstrap_weights([row.cluster for row in rows])
+    return statistic(kappa(confusion(rows, np.vstack([np.ones(len(rows)), drawn]))))
 
 
 def report(result: Result) -> str:
@@ -339,12 +344,21 @@ def main() -> None:
     scoring.add_argument("--key", type=Path, required=True)
     scoring.add_argument("--out", type=Path, help="the numbers as JSON")
     options = parser.parse_args()
-    if options.command == "draw":
-        items, key = draw(options.before, options.after, options.lines, options.seed)
-        sheet = "".join(item.model_dump_json() + "\n" for item in items)
-        _write(options.out, sheet)
-        _write(options.key, key.model_dump_json(indent=1) + "\n")
-        return
+    try:
+        _draw(options) if options.command == "draw" else _score(options)
+    except (ReadingError, TranscriptError) as error:
+        raise SystemExit(str(error)) from None
+
+
+def _draw(options: argparse.Namespace) -> None:
+    if options.out.exists():
+        raise ReadingError(f"{options.out} is there already, perhaps with labels; choose another name")
+    items, key = draw(options.before, options.after, options.lines, options.seed)
+    _write(options.out, "".join(item.model_dump_json() + "\n" for item in items))
+    _write(options.key, key.model_dump_json(indent=1) + "\n")
+
+
+def _score(options: argparse.Namespace) -> None:
     key = Key.model_validate_json(options.key.read_text(encoding="utf-8"))
     result = score(read_sheet(options.sheet, key), key)
     if options.out:
