@@ -255,7 +255,8 @@ def test_rewards_over_training_are_the_mean_and_range_of_the_seeds(tmp_path: Pat
         logs[one.name] = tmp_path / f"{number}.jsonl"
         entry = {"step": 1, "loss": 2.0, "seconds/judge": 1.0}
         if one.method == "GRPO":
-            entry |= {"rewards/prompt_to_line": 0.2 + 0.2 * number, "monitors/line_length": 9.0, "rewards/x_std": 1.0}
+            entry |= {"rewards/prompt_to_line/mean": 0.2 + 0.2 * number, "rewards/prompt_to_line/std": 1.0}
+            entry |= {"rewards/prompt_to_line/line_1": 0.9, "monitors/line_length": 9.0, "reward_std": 0.5}
         logs[one.name].write_text(json.dumps(entry) + '\n{"step": 2, "rewards/prom')
     frame = training_frame(cells, logs).set_index(["model", "measure"])
     assert set(frame.index) == {("GRPO", "prompt_to_line"), ("GRPO", "line_length")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,7 +25,7 @@ from training.compare_table import BASE, GUARDS, MethodResult, Played, Results
 TOGETHER = 6  # lines in one picture: more colours than this cannot be told apart
 SHOWN = 20
 MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_[]|#"})
-WATCHED = ("reward", "rewards/", "monitors/")  # what is drawn of a run's log
+WATCHED = re.compile(r"(reward)|rewards/(\w+)(?:/mean)?|monitors/(\w+)")  # what is drawn of a run's log
 
 # ------------------------------------------------------------------------------------------------------------ page
 
@@ -36,7 +37,8 @@ def markdown(results: Results, files: Sequence[str] = ()) -> str:
         results: All numbers.
         files: Pictures, which are shown, and pages, which are linked.
     """
-    parts = ["# Comparison", f"Judge: {results.judge_worth}.", *(f"Note: {note}." for note in results.notes)]
+    parts = ["# Comparison", results.judge_worth.replace("judge", "Judge", 1) + "."]
+    parts += [f"Note: {note}." for note in results.notes]
     for name, rows in results.conditions.items():
         parts += [f"## {name}: {_settings(results.recipe['conditions'][name])}", _scores(rows)]
         if any(row.metrics and row.method != BASE for row in rows):
@@ -60,7 +62,15 @@ def _settings(condition: Mapping[str, Any]) -> str:
 
 
 def _scores(rows: Sequence[MethodResult]) -> str:
-    head = ["method", "trained seeds", "dialogues", *(TITLES[m] for m in METRICS), "unparsed", "survival", "slope/turn"]
+    head = [
+        "method",
+        "trained seeds",
+        "dialogues",
+        *(TITLES[m] for m in METRICS),
+        "unparsed at most",
+        "survival",
+        "slope/turn",
+    ]
     lines = []
     for row in rows:
         seeds = f"{len(row.seeds)} of {len(row.cells)}" if row.method != BASE else NOTHING
@@ -212,9 +222,9 @@ def _logged(file: Path) -> Iterator[tuple[int, str, float]]:
         except json.JSONDecodeError:
             continue
         for measure, value in entry.items():
-            watched = measure.startswith(WATCHED) and not measure.endswith("std")
+            watched = WATCHED.fullmatch(measure)
             if watched and isinstance(value, (int, float)) and "step" in entry:
-                yield int(entry["step"]), measure.rpartition("rewards/")[2].removeprefix("monitors/"), float(value)
+                yield int(entry["step"]), next(filter(None, watched.groups())), float(value)
 
 
 def _chunks(names: Sequence[str], size: int) -> list[Sequence[str]]:
