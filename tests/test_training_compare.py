@@ -19,7 +19,7 @@ from tests.tiny import tiny_model_folder
 from training import compare as command
 from training import compare_play
 from training.compare import check_cell
-from training.compare_page import _plain, side_by_side, training_frame
+from training.compare_page import _plain, _survived, side_by_side, training_frame
 from training.compare_play import Cell, CompareError, Recipe
 from training.compare_table import BASE, Played, Results, compare
 from training.recipe import RecipeError, load_recipe
@@ -107,6 +107,14 @@ def test_only_people_on_both_sides_are_compared() -> None:
     assert line.reduction is not None and line.reduction.value == pytest.approx(1)  # of ann alone: 3/4 to 0
     assert line.reduction.interval is None
     assert line.unparsed == pytest.approx(4 / 12)
+
+
+def test_survival_is_a_gain_where_none_of_the_base_survives() -> None:
+    rows = compare([cell(BASE, 0, ann="+-", ben="-+"), cell("GRPO", 0, ann="++", ben="-+")], turns=2)
+    assert rows[1].metrics["prompt_to_line"].survival_ratio.value is None  # type: ignore[union-attr]
+    assert _survived(rows[1].metrics["prompt_to_line"]).startswith("+0.500")
+    rows = compare([cell(BASE, 0, ann="++", ben="-+"), cell("GRPO", 0, ann="++", ben="++")], turns=2)
+    assert _survived(rows[1].metrics["prompt_to_line"]).startswith("2.00")
 
 
 def test_a_simulator_that_repeats_itself_breaks_the_guards() -> None:

@@ -20,7 +20,7 @@ from persona_tasks.report.plots import TITLES
 from persona_tasks.scoring import summarise
 from persona_tasks.tables import NOTHING, interval_text, number_text
 from persona_tasks.transcript import METRICS, Judged
-from training.compare_table import BASE, GUARDS, MethodResult, Played, Results
+from training.compare_table import BASE, GUARDS, MethodResult, MetricResult, Played, Results
 
 TOGETHER = 6  # lines in one picture: more colours than this cannot be told apart
 SHOWN = 20
@@ -102,7 +102,7 @@ def _changes(rows: Sequence[MethodResult]) -> str:
         "p",
         "line to line",
         "questions",
-        "survival ratio",
+        "survival",
     ]
     lines = []
     for row in rows:
@@ -118,10 +118,17 @@ def _changes(rows: Sequence[MethodResult]) -> str:
                 number_text(line.p, 4),
                 percent(row.metrics["line_to_line"].reduction),
                 percent(row.metrics["qa"].reduction),
-                _number(line.survival_ratio, ".2f") if line.survival_ratio else NOTHING,
+                _survived(line),
             ]
         )
     return _table(head, lines)
+
+
+def _survived(line: MetricResult) -> str:
+    """How many times the base's survival; what was gained, where none of the base's dialogues survives."""
+    if line.survival_ratio and line.survival_ratio.value is not None:
+        return f"{_number(line.survival_ratio, '.2f')} x base"
+    return _number(line.survival_gain, "+.3f") if line.survival_gain else NOTHING
 
 
 def _guards(rows: Sequence[MethodResult]) -> str:
