@@ -101,12 +101,30 @@ class Judged(Record):
 
 
 def append_jsonl(path: str | Path, records: Iterable[Judged]) -> None:
-    """Append records to a JSONL file and flush them to disk, so that none is lost if what follows fails."""
+    """Append records to a JSONL file and flush them to disk, so that none is lost if what follows fails.
+
+    A last line that an interruption left without its end is ended if it is whole, and cut off if it is not.
+    """
+    _mend(Path(path))
     with Path(path).open("a", encoding="utf-8") as file:
         for record in records:
             file.write(record.model_dump_json(exclude_defaults=True) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _mend(path: Path) -> None:
+    written = path.read_bytes() if path.exists() else b""
+    if not written or written.endswith(b"\n"):
+        return
+    start = written.rfind(b"\n") + 1
+    try:
+        json.loads(written[start:])
+    except ValueError:
+        os.truncate(path, start)
+    else:
+        with path.open("ab") as file:
+            file.write(b"\n")
 
 
 def read_jsonl(path: str | Path) -> Iterator[Judged]:

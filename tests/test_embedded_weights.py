@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig, get_peft_model
@@ -228,6 +229,16 @@ def test_adapters_of_the_registry_have_names(world: World, monkeypatch: pytest.M
     monkeypatch.undo()
     with pytest.raises(WeightsError, match="no base model 'gpt-7'; there are: smollm2-135m"):
         embedded_folder("gpt-7")
+
+
+def test_an_adapter_talks_as_its_base_by_name_and_by_path(world: World) -> None:
+    data = yaml.safe_load(world.file.read_text())
+    data["checkpoints"][0]["sampling"] = {"temperature": 0.7, "frequency_penalty": 0.6}
+    world.file.write_text(yaml.safe_dump(data))
+    expected = weights.Sampling(temperature=0.7, frequency_penalty=0.6)
+    for name in ("tiny-base", "tiny-sim", str(world.adapter)):
+        assert weights.listed_sampling(name) == expected
+    assert weights.listed_sampling(str(world.base)) is None
 
 
 def test_a_registry_that_has_changed_is_read_again(world: World) -> None:

@@ -14,7 +14,17 @@ from inspect_ai.tool import ToolCall
 from persona_tasks.importers import FORMATS, load
 from persona_tasks.inspect_tasks.tasks import drift
 from persona_tasks.scoring import score_file, summarise
-from persona_tasks.transcript import METRICS, Judged, Probe, Transcript, TranscriptError, Turn, Verdict, append_jsonl
+from persona_tasks.transcript import (
+    METRICS,
+    Judged,
+    Probe,
+    Transcript,
+    TranscriptError,
+    Turn,
+    Verdict,
+    append_jsonl,
+    read_jsonl,
+)
 from tests.chat_server import ChatServer
 from tests.inspect_runs import everybody, run, scores
 
@@ -58,6 +68,18 @@ def test_jsonl_comes_back_as_it_was(tmp_path: Path, count: int, format: str) -> 
     records = [ours(f"d{n}") for n in range(count)]
     append_jsonl(tmp_path / "file", records)
     assert load(tmp_path / "file", format) == records
+
+
+@pytest.mark.parametrize(("kept", "left"), [(-1, ["a", "b", "c"]), (-9, ["a", "c"])], ids=["no newline", "half a line"])
+def test_records_after_an_interrupted_write_stand_on_lines_of_their_own(
+    tmp_path: Path, kept: int, left: list[str]
+) -> None:
+    file = tmp_path / "a.jsonl"
+    append_jsonl(file, [ours("a"), ours("b")])
+    file.write_bytes(file.read_bytes()[:kept])
+    assert [record.transcript.id for record in read_jsonl(file)] == left[:-1]
+    append_jsonl(file, [ours("c")])
+    assert [record.transcript.id for record in read_jsonl(file)] == left
 
 
 # -------------------------------------------------------------------------------------------------------- messages

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_tasks.embedded.weights import MODELS
+from persona_tasks.embedded.weights import known
 from persona_tasks.judge_card import worth
 from persona_tasks.lm_eval_tasks.roles import open_role
 from persona_tasks.personas import Persona
@@ -85,7 +85,7 @@ def check_cell(cell: Cell, judge: str, people: Sequence[Persona]) -> list[str]:
 
 def _learned_from(model: str, notes: list[str]) -> Iterator[tuple[Path, Any]]:
     """Recipes and records that a model was trained with, those of its base included."""
-    if model in MODELS:
+    if known(model):
         return
     run = run_folder(model)
     if run is None:
@@ -144,7 +144,7 @@ def write(recipe: Recipe, out: Path, notes: list[str], pictures: bool = False) -
     """
     present = [cell for cell in recipe.cells if there(cell.model)]
     played = {title: _played(recipe, title, out) for title in recipe.conditions}
-    runs = {cell.name: run for cell in present if (run := run_folder(cell.model)) and cell.model not in MODELS}
+    runs = {cell.name: run for cell in present if (run := run_folder(cell.model)) and not known(cell.model)}
     name = open_role(recipe.judge, "judge").name
     results = Results(
         judge=name,

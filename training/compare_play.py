@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from persona_tasks.embedded.answers import engine_answers
 from persona_tasks.embedded.engine import Engine
-from persona_tasks.embedded.weights import MODELS, Base, Sampling, locate, sha256, weights_version
+from persona_tasks.embedded.weights import Sampling, known, listed_sampling, locate, sha256, weights_version
 from persona_tasks.lm_eval_tasks.roles import Local, RoleName, open_role
 from persona_tasks.personas import Bank, Persona, load_bank
 from persona_tasks.protocol.asks import Answer, Ask, Dialogue
@@ -113,8 +112,6 @@ def play_cells(recipe: Recipe, out: Path, then: Callable[[], None]) -> None:
                 continue
             dialogues, judged = (file_of(out, kind, title, cell) for kind in ("dialogues", "judged"))
             settings = play_settings(cell, condition, sampling)
-            mend(dialogues)
-            mend(judged)
             check_settings(dialogues, MADE_WITH, settings)
             check_settings(judged, JUDGED_WITH, judge_settings(recipe))
             plan.append((cell, condition, settings, dialogues, judged))
@@ -203,13 +200,6 @@ def stored(file: Path) -> list[Judged]:
     return list(read_jsonl(file)) if file.exists() else []
 
 
-def mend(file: Path) -> None:
-    """Cut off a last line that an interruption left incomplete: what is appended must begin on a line of its own."""
-    written = file.read_bytes() if file.exists() else b""
-    if not written.endswith(b"\n") and written:
-        os.truncate(file, written.rfind(b"\n") + 1)
-
-
 def check_settings(file: Path, key: str, now: dict[str, Any]) -> None:
     """See that what is stored was made as it would be made now.
 
@@ -239,16 +229,13 @@ def judge_settings(recipe: Recipe) -> dict[str, Any]:
 
 def base_sampling(recipe: Recipe) -> Sampling:
     """How every cell talks: as the recipe says, or as the base does by itself."""
-    if recipe.sampling:
-        return recipe.sampling
-    known = MODELS.get(recipe.base.model)
-    return known.sampling if isinstance(known, Base) else Engine.load(recipe.base.model).sampling
+    return recipe.sampling or listed_sampling(recipe.base.model) or Engine.load(recipe.base.model).sampling
 
 
 def there(model: str) -> bool:
     """Whether a model can be played: a name that is known, or a folder with its configuration."""
     folder = Path(model).expanduser()
-    return model in MODELS or any((folder / f"{kind}.json").is_file() for kind in ("adapter_config", "config"))
+    return known(model) is not None or any((folder / f"{kind}.json").is_file() for kind in ("adapter_config", "config"))
 
 
 def weights_of(model: str) -> dict[str, str]:

@@ -196,15 +196,24 @@ def load_model(name: str = DEFAULT, dtype: str = "auto", device: str | None = No
     return model.to(device), tokenizer
 
 
-def own_sampling(name: str, model: Any) -> Sampling:
-    """How a model talks unless told otherwise: as the registry says, or by the generation configuration of its folder.
+def listed_sampling(name: str) -> Sampling | None:
+    """How a model talks according to the registry, or None if it is silent about it.
 
-    Without a penalty a model of the embedded one's size repeats itself for ever: over eight people and four turns, half
-    of what it says (self-repetition .52; with the registry's penalty .11).
+    An adapter talks as its base does, whether it is found by name or by path: or they could not be compared. Without a
+    penalty a model of the embedded one's size repeats itself for ever: over eight people and four turns, half of what
+    it says (self-repetition .52; with the registry's penalty .11).
     """
-    checkpoint = known(name)
-    if checkpoint is not None and (manner := registry().base_of(checkpoint).sampling):
-        return Sampling(**manner.model_dump())
+    folder = Path(name).expanduser()
+    by_path = known(name) is None and (folder / "adapter_config.json").is_file()
+    checkpoint = known(_adapter_base(folder) if by_path else name)
+    manner = registry().base_of(checkpoint).sampling if checkpoint else None
+    return Sampling(**manner.model_dump()) if manner else None
+
+
+def own_sampling(name: str, model: Any) -> Sampling:
+    """How a model talks unless told otherwise: as listed, or by the generation configuration of its folder."""
+    if listed := listed_sampling(name):
+        return listed
     config = model.generation_config
     if not getattr(config, "do_sample", False):
         return Sampling()
