@@ -9,6 +9,7 @@ tokens only. tests/test_training_grpo.py holds the signatures that this relies o
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
@@ -27,7 +28,7 @@ from persona_tasks.monitors import MONITORS
 from persona_tasks.transcript import Judged, append_jsonl
 from training.credit import spoken_logprobs
 from training.rewards import JudgeError, Name, Rewards, Scores, Values
-from training.rollout import Rollout, Spoken, as_trl
+from training.rollout import Rollout, RolloutError, Spoken, as_trl
 from training.voices import EngineVoice, TrainerVoice, Voice
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"; a test watches it
@@ -63,6 +64,8 @@ class DialogueTrainer(GRPOTrainer):
         self.turn_ids = torch.empty(0)
         functions = [_reader(name) for name in rewards.weights]
         super().__init__(reward_funcs=functions, rollout_func=self._hold, **options)
+        if engine and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise RolloutError("generation=engine needs whole weights in every process: use vllm or transformers here")
         self.voice: Voice
         if engine:
             self.voice = EngineVoice(self.model, self.processing_class, self.temperature, frequency_penalty)
@@ -199,8 +202,13 @@ class DialogueTrainer(GRPOTrainer):
             others = notes["seconds/generation"][-1] + notes["seconds/judging"][-1]
             self.note("seconds/update", notes["step_time"][-1] - others)
         self.note("memory/peak_gib", peak_bytes() / GIB)
+        for name in [name for name, values in notes.items() if all(math.isnan(value) for value in values)]:
+            del notes[name]  # nobody has that reward at this step
         super().log(logs, start_time)
         if "loss" in logs and self.accelerator.is_main_process:
+            shown = ["reward", *(f"rewards/{name}/mean" for name in self.rewards.weights), "kl", "step_time"]
+            found = "  ".join(f"{name.split('/')[-2] if '/' in name else name} {logs[name]:.3g}" for name in shown if name in logs)
+            print(f"step {self.state.global_step} of {self.args.max_steps}: {found}", flush=True)
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
 

@@ -16,6 +16,7 @@ from datasets import Dataset
 from peft import PeftModel
 from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import PrinterCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 from trl import GRPOConfig
@@ -205,6 +206,7 @@ def arguments(recipe: Recipe, out: Path, processes: int, longest: int) -> GRPOCo
         save_steps=recipe.save_every * recipe.updates,
         save_total_limit=2,
         seed=recipe.seed,
+        disable_tqdm=True,
         report_to=[],  # TensorBoard is added with a folder of our own
         **vllm,
     )
@@ -247,6 +249,7 @@ def run(recipe: Recipe, out: Path, resume: bool, make: Callable[..., DialogueTra
         peft_config=lora,
         callbacks=[_tensorboard(out)] if state.is_main_process else [],
     )
+    trainer.remove_callback(PrinterCallback)  # a hundred numbers a step; `log` prints those that matter
     trainer.reward_weights = torch.tensor(list(ready.rewards.weights.values()))
     last = get_last_checkpoint(settings.output_dir) if resume and Path(settings.output_dir).is_dir() else None
     if state.is_main_process:
@@ -258,8 +261,7 @@ def run(recipe: Recipe, out: Path, resume: bool, make: Callable[..., DialogueTra
         if trainer.state.global_step and state.num_processes == 1:  # of several, each would have to take part
             trainer._save_checkpoint(trainer.model, trial=None)
         raise
-    if state.is_main_process:
-        _save(trainer, recipe, out)
+    _save(trainer, recipe, out)
     state.wait_for_everyone()
     return trainer
 
@@ -299,9 +301,16 @@ def _step(record: dict[str, Any], updates: int) -> int:
 
 
 def _save(trainer: DialogueTrainer, recipe: Recipe, out: Path) -> None:
+    folder = out / ("adapter" if recipe.rank else "model")
+    main = trainer.accelerator.is_main_process
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # every process has a part of the weights
+        trainer.save_model(str(folder))
+        if main:
+            (folder / "training_args.bin").unlink()  # a pickle
+        return
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if isinstance(model, PeftModel):
-        common.save_adapter(model, recipe.base, out / "adapter")
-    else:
-        model.to(torch.bfloat16).save_pretrained(out / "model")
-        trainer.processing_class.save_pretrained(out / "model")
+    if main and isinstance(model, PeftModel):
+        common.save_adapter(model, recipe.base, folder)
+    elif main:
+        model.to(torch.bfloat16).save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
