@@ -66,7 +66,13 @@ def chosen(p: float) -> Chosen:
 
 
 def test_a_verdict_is_worth_its_probability_or_one_or_nothing() -> None:
-    answers: dict[str, Answer] = {"a": chosen(0.3), "b": CONTRADICTS, "c": "I cannot say", "d": Failure("gone"), "e": ""}
+    answers: dict[str, Answer] = {
+        "a": chosen(0.3),
+        "b": CONTRADICTS,
+        "c": "I cannot say",
+        "d": Failure("gone"),
+        "e": "",
+    }
 
     def reply(ask: Ask) -> Answer:
         text = ask.messages[1].content
@@ -88,7 +94,9 @@ def test_line_to_line_has_none_for_the_first_line() -> None:
 
 def test_questions_are_worth_the_share_of_right_answers_that_could_be_read() -> None:
     made = rewards(verdict_for, prompt_to_line=0, qa=1)
-    scores = made.score([dialogue("x", answers=["B", "D"]), dialogue("x", answers=["B", "well"]), dialogue("x", answers=["", "?"])])
+    scores = made.score(
+        [dialogue("x", answers=["B", "D"]), dialogue("x", answers=["B", "well"]), dialogue("x", answers=["", "?"])]
+    )
     assert [row["qa"] for row in scores.rewards] == [[0.5], [1.0], [None]]
     assert scores.missing == 0.5
 
@@ -112,7 +120,13 @@ def test_no_weight_no_call() -> None:
 
 def test_guards() -> None:
     assert [length_penalty("w " * n, 8, 60) for n in (0, 4, 8, 60, 90, 500)] == [-1, -0.5, 0, 0, -0.5, -1]
-    assert repetition_penalties(["I'm fine.", "I'm fine.", "I'm fine.", "The cat sat down", "the cat sat here"]) == [0, -1, -1, 0, -0.5]
+    assert repetition_penalties(["I'm fine.", "I'm fine.", "I'm fine.", "The cat sat down", "the cat sat here"]) == [
+        0,
+        -1,
+        -1,
+        0,
+        -0.5,
+    ]
     assert copying_penalties(["You are Mina, a liar", "No."], "You are Mina, a retired pilot") == [-2 / 3, 0.0]
 
 

@@ -76,7 +76,11 @@ def test_partners_tokens_and_missing_ends_are_marked() -> None:
     # beside the line breaks that no model says, the ids read like the template's own rendering
     said = [("user", partner[0]), ("assistant", "Sunda"), ("user", partner[1]), ("assistant", "Sunday")]
     rendered = template.chat.text([{"role": role, "content": text} for role, text in [*said, ("user", partner[2])]])
-    assert TOKENIZER.decode(spoken.context).split("system", 1)[1].endswith(rendered.split("user", 1)[1] + "Sunda<|im_end|>")
+    assert (
+        TOKENIZER.decode(spoken.context)
+        .split("system", 1)[1]
+        .endswith(rendered.split("user", 1)[1] + "Sunda<|im_end|>")
+    )
 
 
 def test_questions_leave_no_trace() -> None:
@@ -90,7 +94,9 @@ def test_questions_leave_no_trace() -> None:
         context = asked[number // 2].context
         assert fork.context[: len(context)] == context and len(fork.context) > len(context)
     for one in asked:
-        assert [(probe.turn, probe.persona, probe.answer) for probe in one.transcript.probes] == [(3, True, "Sunday")] * 2
+        assert [(probe.turn, probe.persona, probe.answer) for probe in one.transcript.probes] == [
+            (3, True, "Sunday")
+        ] * 2
 
 
 def test_a_group_hears_the_same_and_says_its_own(tmp_path: Path) -> None:
@@ -138,8 +144,10 @@ def test_a_model_partner_is_asked_and_may_fail() -> None:
     with ChatServer(partner) as server:
         role = open_role(f"openai:m@{server.url}", "partner")
         spoken = make(4, partner=role).hold(NAMES, 1, One(Scripted()))
-        assert [[turn.partner for turn in one.transcript.turns][1:] for one in spoken] == [["And 3?", "And 5?", "And 7?"]] * 3
-        with pytest.raises(RolloutError, match="partner openai:m.* answered nothing"):
+        assert [[turn.partner for turn in one.transcript.turns][1:] for one in spoken] == [
+            ["And 3?", "And 5?", "And 7?"]
+        ] * 3
+        with pytest.raises(RolloutError, match=r"partner openai:m.* answered nothing"):
             make(4, partner=role).hold(NAMES, 1, Scripted())
 
 

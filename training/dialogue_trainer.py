@@ -1,8 +1,7 @@
 """TRL's GRPO trainer on whole dialogues: what GRPO and PPO share.
 
 TRL gives the loss (clipped ratio, KL to the base), batches, accumulation, distribution and checkpoints. From us come the
-dialogues (its public hook `rollout_func`) and, by overriding three of its private methods, advantages of the shape
-``[B, T]`` that its loss takes, and log-probabilities of the distribution that was sampled from, for the simulator's own
+dialogues (its public hook `rollout_func`) and, by overriding three of its private methods, advantages ``[B, T]``, and log-probabilities of the distribution that was sampled from, for the simulator's own
 tokens only. tests/test_training_grpo.py holds the signatures that this relies on.
 """
 
@@ -193,7 +192,9 @@ class DialogueTrainer(GRPOTrainer):
             self.temperature,
             self.frequency_penalty,
         )
-        logps, entropies = (turns.new_zeros(turns.shape, dtype=part.dtype).index_copy(1, columns, part) for part in found)
+        logps, entropies = (
+            turns.new_zeros(turns.shape, dtype=part.dtype).index_copy(1, columns, part) for part in found
+        )
         return logps, entropies
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -206,8 +207,9 @@ class DialogueTrainer(GRPOTrainer):
             del notes[name]  # nobody has that reward at this step
         super().log(logs, start_time)
         if "loss" in logs and self.accelerator.is_main_process:
-            shown = ["reward", *(f"rewards/{name}/mean" for name in self.rewards.weights), "kl", "step_time"]
-            found = "  ".join(f"{name.split('/')[-2] if '/' in name else name} {logs[name]:.3g}" for name in shown if name in logs)
+            shown = {name: logs.get(f"rewards/{name}/mean") for name in self.rewards.weights}
+            shown |= {"reward": logs.get("reward"), "kl": logs.get("kl"), "seconds": logs.get("step_time")}
+            found = "  ".join(f"{name} {value:.3g}" for name, value in shown.items() if value is not None)
             print(f"step {self.state.global_step} of {self.args.max_steps}: {found}", flush=True)
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")

@@ -15,8 +15,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from pydantic import Field
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers import PrinterCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 from trl import GRPOConfig
