@@ -46,12 +46,13 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if args.quick:
-            from tests.tiny import tiny_model_folder
+            from tests.training_world import tiny_world
 
-            args.model = args.judge = str(tiny_model_folder(Path(scratch), max_position_embeddings=16384))
+            args.model = args.judge = str(tiny_world(Path(scratch)))
             args.dialogues, args.group, args.turns, args.line_tokens, args.first_layer = 8, 4, 2, 12, 0
         recipe = Recipe(
             base=args.model,
+            bank=str(Path(scratch) / "bank") if args.quick else None,
             judge=args.judge,
             dialogues=args.dialogues,
             group=args.group,

@@ -392,11 +392,13 @@ def test_recipes_can_be_read_and_fit_the_bank(name: str) -> None:
 
 def families(folder: Path) -> Iterator[tuple[str, Any]]:
     sizes = AutoModelForCausalLM.from_pretrained(folder).config.to_dict()
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "max_position_embeddings", "eos_token_id", "bos_token_id", "pad_token_id")  # fmt: skip
-    small = {key: sizes[key] for key in keys}
-    yield "grpo_qwen3_4b", Qwen3ForCausalLM(Qwen3Config(**small, head_dim=16))
-    yield "grpo_llama31_8b", LlamaForCausalLM(LlamaConfig(**small, head_dim=16))
+    keys = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "max_position_embeddings", "eos_token_id", "bos_token_id", "pad_token_id",
+    )  # fmt: skip
+    config = {key: sizes[key] for key in keys} | {"head_dim": 16}
+    yield "grpo_qwen3_4b", Qwen3ForCausalLM(Qwen3Config(**config))
+    yield "grpo_llama31_8b", LlamaForCausalLM(LlamaConfig(**config))
 
 
 @pytest.mark.parametrize("name", ["grpo_qwen3_4b", "grpo_llama31_8b"])

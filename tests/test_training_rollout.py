@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from training.recipe import lora
 from training.rollout import Rollout, RolloutError, Template
 from training.voices import EngineVoice, Said, Wanted
 
+ROOT = Path(__file__).parents[1]
 NAMES = ["chat-train-01", "chat-train-01", "therapy-train-01"]
 TOKENIZER = tiny_tokenizer(CHATML)
 END = TOKENIZER.eos_token_id
@@ -197,3 +200,21 @@ def test_the_engine_follows_the_weights_and_leaves_the_model_as_it_was(tmp_path:
                 weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     with voice:
         assert voice(wanted) != first
+
+
+def test_the_benchmark_compares_equal_dialogues() -> None:
+    command = [sys.executable, "benchmarks/rollout_speed.py", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "8 of 8 dialogues" in done.stdout
+    for word in (
+        "lockstep",
+        "one by one",
+        "flattened",
+        "generation",
+        "judging",
+        "update",
+        "judge calls",
+        "peak memory",
+    ):
+        assert word in done.stdout

@@ -1,8 +1,9 @@
 """TRL's GRPO trainer on whole dialogues: what GRPO and PPO share.
 
-TRL gives the loss (clipped ratio, KL to the base), batches, accumulation, distribution and checkpoints. From us come the
-dialogues (its public hook `rollout_func`) and, by overriding three of its private methods, advantages ``[B, T]``, and log-probabilities of the distribution that was sampled from, for the simulator's own
-tokens only. tests/test_training_grpo.py holds the signatures that this relies on.
+TRL gives the loss (clipped ratio, KL to the base), batches, accumulation, distribution and checkpoints. From us come
+the dialogues (its public hook `rollout_func`) and, by overriding three of its private methods, advantages of single
+tokens, ``[B, T]``, and log-probabilities under the distribution that was sampled from, of the simulator's tokens only.
+tests/test_training_grpo.py holds what this relies on.
 """
 
 from __future__ import annotations
