@@ -33,10 +33,10 @@ from persona_tasks.transcript import read_jsonl
 from tests.chat_server import BAD_REQUEST, ChatServer
 from tests.tiny import tiny_model_folder
 from tests.training_world import GUARDS, small, tiny_world
-from training import online
+from training import grpo, online, ppo
 from training.credit import centred, returns, scaled, spoken_logprobs, to_tokens
 from training.grpo import GRPO, Recipe, train
-from training.recipe import RecipeError, load_recipe
+from training.recipe import RecipeError, load_recipe, parser
 from training.rewards import JudgeError, RewardSettings
 from training.rollout import RolloutError
 
@@ -75,6 +75,15 @@ def test_trl_has_the_private_methods_that_we_override_and_call() -> None:
     ]  # fmt: skip
     source = inspect.getsource(GRPOTrainer._compute_loss)
     assert "advantages.dim() == 1" in source and "tool_mask" in source  # (B, T) advantages, and partner's tokens
+
+
+def test_all_personas_have_their_turn_before_one_comes_again() -> None:
+    people = load_bank().select("chat", "train")[:10]
+    order = online.persona_order(people, 4, 5, seed=1)
+    steps = [[persona.id for persona in order[start : start + 4]] for start in range(0, 20, 4)]
+    assert len(order) == 20 and all(len(set(step)) == 4 for step in steps)
+    assert len({*steps[0], *steps[1]}) == len({*steps[2], *steps[3]}) == 8 and steps[0] != steps[2]
+    assert online.persona_order(people, 4, 3, seed=1) == order[:12] != online.persona_order(people, 4, 3, seed=2)
 
 
 # -------------------------------------------------------------------------------------------------------------- credit
@@ -424,6 +433,8 @@ def test_accelerate_reads_our_configurations(name: str) -> None:
     assert str(read.distributed_type).endswith({"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero3": "DEEPSPEED"}[name])
 
 
-def test_help_shows_an_example_and_every_key_is_described() -> None:
-    done = subprocess.run([sys.executable, "-m", "training.grpo", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert "--config training/recipes/grpo_smoke.yaml --out" in done.stdout
+@pytest.mark.parametrize("module", [grpo, ppo])
+def test_help_shows_an_example_and_a_key_of_its_own_is_described(module: Any) -> None:
+    assert f"python -m {module.__name__} --config training/recipes/" in parser(module.__doc__).format_help()
+    own = set(module.Recipe.model_fields) - set(online.Recipe.model_fields)
+    assert all(module.Recipe.model_fields[key].description for key in own if "learning_rate" not in key)

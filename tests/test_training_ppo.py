@@ -56,6 +56,7 @@ class Watched(PPO):
     def _token_rewards(self) -> Any:
         self.earned = super()._token_rewards()
         self.kept = [dict(row) for row in self.rows]
+        self.order = self.turn_ids.tolist()  # before the batch is shuffled
         return self.earned
 
     def _whitened(self, advantages: Any, mask: Any) -> Any:
@@ -67,7 +68,7 @@ class Watched(PPO):
 def test_rewards_stand_on_the_last_token_of_what_earned_them(tmp_path: Path, folder: Path) -> None:
     settings = recipe(folder, rewards={**GUARDS, "qa": 0.5, "copying": 0, "repetition": 0}, questions=1)
     trainer = online.run(settings, tmp_path, False, partial(Watched, settings))
-    for row, (earned, turns) in enumerate(zip(trainer.earned.tolist(), trainer.turn_ids.tolist(), strict=True)):
+    for row, (earned, turns) in enumerate(zip(trainer.earned.tolist(), trainer.order, strict=True)):
         last = {turn: place for place, turn in enumerate(turns) if turn >= 0}
         given = trainer.kept[row]["rewards"]
         expected = [0.0] * len(turns)
@@ -82,17 +83,17 @@ def test_rewards_stand_on_the_last_token_of_what_earned_them(tmp_path: Path, fol
 
 
 def test_the_critic_learns_what_to_expect(tmp_path: Path, folder: Path) -> None:
-    """The length band costs nearly the same every time, so a critic explains what it costs; the simulator stays put."""
-    weights = {**GUARDS, "copying": 0, "repetition": 0, "length": 1}
-    settings = recipe(
-        folder, rewards=weights, steps=8, learning_rate=1e-9, critic_learning_rate=0.01, critic_epochs=20,
-        critic_clip=10, lam=1.0,
-    )  # fmt: skip
-    train(settings, tmp_path)
-    losses = [step["critic/loss"] for step in logged(tmp_path)]
-    explained = [step["critic/explained_variance"] for step in logged(tmp_path)]
-    assert explained[0] == pytest.approx(0, abs=1e-4)  # it begins with 0 everywhere
-    assert losses[-1] < losses[0] / 2 and explained[-1] > 0.2
+    settings = recipe(folder, critic_learning_rate=0.01)
+    trainer = train(settings, tmp_path)
+    assert isinstance(trainer, PPO)
+    assert logged(tmp_path)[0]["critic/explained_variance"] == pytest.approx(0, abs=1e-4)  # at first 0 everywhere
+    states = torch.randn(200, 64)
+    targets = states[:, 0] - 1
+    for _ in range(60):
+        with torch.no_grad():
+            before = trainer.critic(states)
+        trainer._teach(states, before, targets)
+    assert float((targets - trainer.critic(states)).var() / targets.var()) < 0.1
 
 
 def test_an_interrupted_run_resumes_with_its_critic(

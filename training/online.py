@@ -6,7 +6,8 @@ Everything that can be known to go wrong is found out by `prepare`, before any w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -184,6 +185,7 @@ def arguments(recipe: Recipe, out: Path, processes: int, longest: int) -> GRPOCo
         gradient_accumulation_steps=recipe.dialogues // (recipe.batch * processes),
         num_generations=recipe.group,
         num_iterations=recipe.updates,
+        shuffle_dataset=False,  # see _dataset
         max_steps=recipe.steps * recipe.updates,
         max_completion_length=recipe.line_tokens,
         temperature=recipe.temperature,
@@ -243,7 +245,7 @@ def run(recipe: Recipe, out: Path, resume: bool, make: Callable[..., DialogueTra
         sample_every=recipe.sample_every,
         model=ready.model,
         args=settings,
-        train_dataset=_dataset(ready),
+        train_dataset=_dataset(ready, recipe),
         processing_class=ready.tokenizer,
         peft_config=lora,
         callbacks=[_tensorboard(out)] if state.is_main_process else [],
@@ -265,17 +267,32 @@ def run(recipe: Recipe, out: Path, resume: bool, make: Callable[..., DialogueTra
     return trainer
 
 
-def _dataset(ready: Prepared) -> Dataset:
-    """One row per persona. The prompt is what TRL logs; the rollout renders its own."""
+def _dataset(ready: Prepared, recipe: Recipe) -> Dataset:
+    """One row per group, in the order in which they are played, all steps of the run.
+
+    TRL would shuffle anew at every epoch, and after `--resume` not as in the run that was interrupted. The prompt is
+    what TRL logs; the rollout renders its own.
+    """
     scenarios = ready.rollout.bank.scenarios
-    rows = [
-        {
-            "prompt": [{"role": "system", "content": simulator_prompt(persona, scenarios[persona.scenario])}],
-            "persona_id": persona.id,
-        }
-        for persona in ready.personas
-    ]
-    return Dataset.from_list(rows)
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "system", "content": simulator_prompt(persona, scenarios[persona.scenario])}],
+                "persona_id": persona.id,
+            }
+            for persona in persona_order(ready.personas, recipe.dialogues // recipe.group, recipe.steps, recipe.seed)
+        ]
+    )
+
+
+def persona_order(personas: Sequence[Persona], per_step: int, steps: int, seed: int) -> list[Persona]:
+    """`per_step` different personas for each step; all are used, but for a remainder, before one comes again."""
+    order: list[Persona] = []
+    dealer = random.Random(seed)
+    while len(order) < per_step * steps:
+        shuffled = dealer.sample(personas, len(personas))
+        order += shuffled[: len(personas) // per_step * per_step]
+    return order[: per_step * steps]
 
 
 def _tensorboard(out: Path) -> TensorBoardCallback:
