@@ -31,7 +31,6 @@ from persona_tasks.embedded.weights import load_model
 from persona_tasks.personas import load_bank
 from persona_tasks.transcript import read_jsonl
 from tests.chat_server import BAD_REQUEST, ChatServer
-from tests.tiny import tiny_model_folder
 from tests.training_world import GUARDS, small, tiny_world
 from training import grpo, online, ppo
 from training.credit import centred, returns, scaled, spoken_logprobs, to_tokens
@@ -362,7 +361,7 @@ def test_a_persona_without_questions_is_refused(tmp_path: Path, folder: Path) ->
         "scenario: chat\nsplit: train\npersonas:\n  - id: mine-1\n    name: Ada\n    description: You are Ada.\n"
         "    facts: [{attribute: job, value: baker}]\n"
     )
-    changes = {"bank": str(tmp_path), "rewards": {**GUARDS, "qa": 1}, "dialogues": 4}
+    changes = {"bank": str(tmp_path), "rewards": {**GUARDS, "qa": 1}, "dialogues": 4, "batch": 4}
     with pytest.raises(RecipeError, match="no questions: mine-1"):
         train(recipe(folder, **changes), tmp_path / "run")
 
@@ -374,7 +373,7 @@ def test_a_judge_that_answers_nothing_is_refused(tmp_path: Path, folder: Path) -
 
 
 def test_a_model_whose_template_rewrites_history_is_refused(tmp_path: Path) -> None:
-    made = tiny_model_folder(tmp_path, max_position_embeddings=16384)
+    made = tiny_world(tmp_path)
     template = (made / "chat_template.jinja").read_text()
     (made / "chat_template.jinja").write_text(template.replace("{{ m['content'] }}", "{{ m['content'][:2] }}"))
     with pytest.raises(RolloutError, match="not prefix-preserving"):
@@ -437,4 +436,4 @@ def test_accelerate_reads_our_configurations(name: str) -> None:
 def test_help_shows_an_example_and_a_key_of_its_own_is_described(module: Any) -> None:
     assert f"python -m {module.__name__} --config training/recipes/" in parser(module.__doc__).format_help()
     own = set(module.Recipe.model_fields) - set(online.Recipe.model_fields)
-    assert all(module.Recipe.model_fields[key].description for key in own if "learning_rate" not in key)
+    assert all(module.Recipe.model_fields[key].description for key in own)

@@ -67,7 +67,7 @@ class Recipe(common.Recipe):
     vllm_memory: float = Field(0.3, gt=0, lt=1, description="Share of the GPU for vLLM in this process.")
     beta: float = Field(0.02, ge=0, description="Weight of the KL divergence from the base.")
     clip: float = Field(0.2, gt=0, description="How far the ratio of probabilities may move from 1 in one step.")
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW.")
     warmup: int = Field(0, ge=0, description="Steps in which the learning rate rises from 0.")
     rank: int = Field(16, ge=0, description="Of the LoRA adapter; 0 trains all weights.")
     first_layer: int = Field(0, ge=0, description="Layers below this one stay as they are, and need no gradients.")

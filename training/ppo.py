@@ -37,7 +37,7 @@ class Recipe(online.Recipe):
 
     gamma: float = Field(1.0, ge=0, le=1, description="Discount per token.")
     lam: float = Field(0.95, ge=0, le=1, description="Lambda of the advantage estimation, per token.")
-    critic_learning_rate: float = Field(1e-3, gt=0)
+    critic_learning_rate: float = Field(1e-3, gt=0, description="Of the critic's AdamW.")
     critic_epochs: int = Field(4, gt=0, description="Passes of the critic over a step's tokens.")
     critic_clip: float = Field(0.2, gt=0, description="How far a value may move in one step.")
 

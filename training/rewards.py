@@ -211,6 +211,3 @@ def _stop_if_silent(name: str, verdicts: Sequence[Sequence[Verdict]]) -> None:
     if 2 * len(silent) > len(silent) + sum(verdict.outcome != "unparsed" for verdict in flat):
         said = f"; it said {silent[0].answer[:200]!r}" if silent[0].answer else ""
         raise JudgeError(f"the judge {name} gave no verdict, {len(silent)} times: {silent[0].reason}{said}")
-
-
-__all__ = ["JudgeError", "RewardSettings", "Rewards", "Scores"]

@@ -33,7 +33,7 @@ from persona_tasks.protocol.partners import PartnerKind, fill, make_partner
 from persona_tasks.protocol.play import play, question_text
 from persona_tasks.protocol.prompts import simulator_prompt
 from persona_tasks.transcript import ProbeMode, Transcript
-from training.voices import Said, Voice, Wanted
+from training.voices import Voice, Wanted
 
 
 class RolloutError(RuntimeError):
@@ -270,6 +270,3 @@ def as_trl(spoken: Sequence[Spoken]) -> dict[str, Any]:
         "logprobs": [one.logprobs for one in spoken] if spoken[0].logprobs else None,
         "env_mask": [[int(turn >= 0) for turn in one.turns] for one in spoken],
     }
-
-
-__all__ = ["Rollout", "RolloutError", "Said", "Spoken", "Template", "Wanted", "as_trl", "speak"]

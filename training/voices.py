@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from peft import PeftModel
 from torch import tensor
 
+from persona_tasks.embedded.attention import NAME
 from persona_tasks.embedded.engine import Engine, Request
 
 
@@ -85,20 +86,13 @@ class EngineVoice:
     def __enter__(self) -> EngineVoice:
         self.training = self.model.training
         self.model.eval()
-        self.model.set_attn_implementation(self.engine_attention)
+        self.model.set_attn_implementation(NAME)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.engine.cache.clear()
         self.model.set_attn_implementation(self.attention)
         self.model.train(self.training)
-
-    @property
-    def engine_attention(self) -> str:
-        """The name under which transformers knows the engine's attention."""
-        from persona_tasks.embedded.attention import NAME
-
-        return NAME
 
     def __call__(self, wanted: Sequence[Wanted]) -> list[Said]:
         completions = self.engine.generate(
