@@ -20,7 +20,7 @@ from tests.chat_server import BAD_REQUEST, ChatServer
 from tests.tiny import CHATML, tiny_model_folder, tiny_tokenizer
 from training.recipe import lora
 from training.rollout import Rollout, RolloutError, Template
-from training.voices import EngineVoice, Said, Wanted
+from training.voices import EngineVoice, Said, TrainerVoice, Wanted
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["chat-train-01", "chat-train-01", "therapy-train-01"]
@@ -200,6 +200,30 @@ def test_the_engine_follows_the_weights_and_leaves_the_model_as_it_was(tmp_path:
                 weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     with voice:
         assert voice(wanted) != first
+
+
+class Trainer:
+    """A trainer in one of two processes; the other wants `others` rows, call by call."""
+
+    eos_token_ids = (END,)
+
+    def __init__(self, others: list[int]) -> None:
+        self.others, self.rows, self.accelerator, self.device = iter(others), [], self, "cpu"
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        return torch.cat([own, torch.tensor([next(self.others)])])
+
+    def _generate_single_turn(self, contexts: list[list[int]], *_: Any, num_generations: int) -> Any:
+        self.rows.append(len(contexts))
+        return [[7, 8, 9] for _ in contexts], [[-1.0, -2.0, -3.0] for _ in contexts]
+
+
+def test_a_process_that_is_done_joins_the_calls_of_the_others() -> None:
+    trainer = Trainer([1, 3, 2, 2, 0])
+    with TrainerVoice(trainer) as voice:
+        said = [voice([Wanted([1, 2], 2, 0)] * 2) for _ in range(2)]
+    assert said == [[Said([7, 8], [-1.0, -2.0])] * 2] * 2
+    assert trainer.rows == [2, 3, 2, 2]  # two more calls for the other one's sake
 
 
 def test_the_benchmark_compares_equal_dialogues() -> None:
