@@ -222,6 +222,21 @@ class DialogueTrainer(GRPOTrainer):
         """Nobody is told that somebody trains something."""
 
 
+def forget_after(out: Path, step: int, updates: int) -> None:
+    """Drop what an interrupted run logged after its last checkpoint: it will happen again."""
+    for file in [out / "log.jsonl", *out.glob("dialogues*.jsonl")]:
+        if file.exists():
+            whole = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in whole if _step(json.loads(line), updates) <= step]
+            file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step(record: dict[str, Any], updates: int) -> int:
+    if "transcript" in record:
+        return int(record["transcript"]["metadata"]["step"]) * updates
+    return int(record["step"])
+
+
 def peak_bytes() -> int:
     """The most memory of this process so far; on a GPU that of the GPU."""
     if torch.cuda.is_available():

@@ -5,7 +5,6 @@ Everything that can be known to go wrong is found out by `prepare`, before any w
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from persona_tasks.protocol.play import blank
 from persona_tasks.protocol.prompts import simulator_prompt
 from persona_tasks.transcript import ProbeMode
 from training import recipe as common
-from training.dialogue_trainer import DialogueTrainer
+from training.dialogue_trainer import DialogueTrainer, forget_after
 from training.recipe import RecipeError
 from training.rewards import JudgeError, Rewards, RewardSettings, sample_dialogue
 from training.rollout import Rollout, Template
@@ -254,7 +253,7 @@ def run(recipe: Recipe, out: Path, resume: bool, make: Callable[..., DialogueTra
     trainer.reward_weights = torch.tensor(list(ready.rewards.weights.values()))
     last = get_last_checkpoint(settings.output_dir) if resume and Path(settings.output_dir).is_dir() else None
     if state.is_main_process:
-        _forget_after(out, int(last.rsplit("-", 1)[1]) if last else 0, recipe.updates)
+        forget_after(out, int(last.rsplit("-", 1)[1]) if last else 0, recipe.updates)
     state.wait_for_everyone()
     try:
         trainer.train(resume_from_checkpoint=last)
@@ -299,21 +298,6 @@ def _tensorboard(out: Path) -> TensorBoardCallback:
     from torch.utils.tensorboard import SummaryWriter
 
     return TensorBoardCallback(SummaryWriter(str(out / "tensorboard")))
-
-
-def _forget_after(out: Path, step: int, updates: int) -> None:
-    """Drop what an interrupted run logged after its last checkpoint: it will happen again."""
-    for file in [out / "log.jsonl", *out.glob("dialogues*.jsonl")]:
-        if file.exists():
-            whole = [line for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in whole if _step(json.loads(line), updates) <= step]
-            file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def _step(record: dict[str, Any], updates: int) -> int:
-    if "transcript" in record:
-        return int(record["transcript"]["metadata"]["step"]) * updates
-    return int(record["step"])
 
 
 def _save(trainer: DialogueTrainer, recipe: Recipe, out: Path) -> None:
