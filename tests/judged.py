@@ -1,12 +1,19 @@
-"""Judged dialogues of training personas, made without any model."""
+"""Judged dialogues of training personas, made without any model; a tiny model that reads them in few tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from persona_tasks.personas import load_bank
+from persona_tasks.protocol.prompts import persona_text
 from persona_tasks.transcript import Judged, Outcome, Transcript, Turn, Verdict, append_jsonl
+from tests.tiny import CHATML, tiny_model_folder
 from training.data import scripted
 
 OUTCOMES: dict[str, Outcome] = {"+": "consistent", "-": "contradicts", "?": "unparsed"}
@@ -50,3 +57,26 @@ def branched(parent: Judged, number: int, turn: int, own: str) -> Judged:
 def written(file: Path, records: Sequence[Judged]) -> Path:
     append_jsonl(file, records)
     return file
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Like that of `tests.tiny`, but it knows the words of the personas: a fifth of the tokens."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    made.train_from_iterator([persona_text(persona) for persona in load_bank().personas], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", chat_template=CHATML)
+
+
+def model_folder(folder: Path, **config: Any) -> Path:
+    """A tiny model with this tokenizer."""
+    made = tiny_model_folder(folder, vocab_size=len(tokenizer()), **config)
+    tokenizer().save_pretrained(made)
+    return made

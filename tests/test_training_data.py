@@ -78,9 +78,7 @@ def test_an_interrupted_rollout_goes_on_to_the_same_dialogues(tmp_path: Path, si
 
 def test_dialogues_of_other_seeds_differ_from_the_first_line_on(tmp_path: Path, simulator: Simulator) -> None:
     bank = load_bank()
-    asks = [
-        next(data.seeded(data.scripted(bank.persona(PERSONAS[0].id), 1, 0)[0], seed))[0] for seed in range(4)
-    ]
+    asks = [next(data.seeded(data.scripted(bank.persona(PERSONAS[0].id), 1, 0)[0], seed))[0] for seed in range(4)]
     assert len({ask.messages for ask in asks}) == 1
     answers = simulator(asks)  # type: ignore[arg-type]
     assert len(set(answers)) > 1

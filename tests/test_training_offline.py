@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import Counter
@@ -20,8 +21,8 @@ from persona_tasks.embedded.engine import Engine
 from persona_tasks.personas import load_bank
 from persona_tasks.protocol.limits import LINE_TOKENS
 from persona_tasks.transcript import Judged, TranscriptError, append_jsonl, read_jsonl
-from tests.judged import branched, judged, written
-from tests.tiny import CHATML, tiny_model_folder, tiny_tokenizer
+from tests.judged import branched, judged, model_folder, tokenizer, written
+from tests.tiny import CHATML
 from training import dpo, kto, offline, sft, signed
 from training.offline import IGNORED, Dialogue, tokens_of
 from training.recipe import RecipeError, load_recipe
@@ -32,7 +33,7 @@ METHODS: dict[str, ModuleType] = {"sft": sft, "kto": kto, "dpo": dpo, "signed": 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_folder(tmp_path_factory.mktemp("model"), max_position_embeddings=4096)
+    return model_folder(tmp_path_factory.mktemp("model"), initializer_range=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,10 @@ def recipe_of(method: str, folder: Path, data: Path, **settings: Any) -> Any:
     return METHODS[method].Recipe(**{**fixed, **({"batch": 2} if method == "kto" else {}), **settings})
 
 
-def tokens(recipe: Any, record: Judged, template: str = CHATML, longest: int = 4096) -> Dialogue:
-    tokenizer = tiny_tokenizer(template)
-    return tokens_of(record, recipe, Chat(tokenizer), [tokenizer.eos_token_id], longest)
+def tokens(recipe: Any, record: Judged, template: str = CHATML) -> Dialogue:
+    reader = copy.deepcopy(tokenizer())
+    reader.chat_template = template
+    return tokens_of(record, recipe, Chat(reader), [reader.eos_token_id], 4096)
 
 
 def train(method: str, recipe: Any, out: Path, resume: bool = False) -> list[dict[str, Any]]:
@@ -63,7 +65,7 @@ def train(method: str, recipe: Any, out: Path, resume: bool = False) -> list[dic
 
 
 def text(ids: list[int]) -> str:
-    return str(tiny_tokenizer(CHATML).decode(ids))
+    return str(tokenizer().decode(ids))
 
 
 def test_trained_tokens_are_the_consistent_lines_and_their_ends(folder: Path, data: Path) -> None:
@@ -86,7 +88,7 @@ def test_the_context_is_token_for_token_what_the_simulator_sees(folder: Path, da
 
     record = judged(NAMES[0], "+-+")
     dialogue = tokens(recipe_of("sft", folder, data), record)
-    chat, play = Chat(tiny_tokenizer(CHATML)), scripted(load_bank().persona(NAMES[0]), 3, 0)[0]
+    chat, play = Chat(tokenizer()), scripted(load_bank().persona(NAMES[0]), 3, 0)[0]
     [ask] = next(play)
     for turn, line in enumerate(record.transcript.lines, start=1):
         assert dialogue.prompt(turn) == chat.ids([message._asdict() for message in ask.messages])
@@ -95,8 +97,9 @@ def test_the_context_is_token_for_token_what_the_simulator_sees(folder: Path, da
 
 
 def test_a_line_that_was_cut_off_does_not_teach_to_stop(folder: Path, data: Path) -> None:
-    lines = ["x " * LINE_TOKENS, "Short."]
-    [row] = sft.rows(recipe_of("sft", folder, data), [tokens(recipe_of("sft", folder, data), judged(NAMES[0], "++", 0, lines))])
+    lines = ["x" + " x" * LINE_TOKENS, "Short."]
+    recipe = recipe_of("sft", folder, data)
+    [row] = sft.rows(recipe, [tokens(recipe, judged(NAMES[0], "++", 0, lines))])
     trained = text([token for token in row["labels"] if token != IGNORED])
     assert trained.count("<|im_end|>") == 1 and trained.endswith("Short.<|im_end|>")
 
@@ -148,7 +151,10 @@ def test_neighbours_in_a_kto_batch_share_no_persona_and_few_rows_are_lost(folder
 
 
 def test_both_kto_labels_weigh_alike() -> None:
-    assert kto.weights([{"label": True}] + [{"label": False}] * 4) == {"desirable_weight": 1.0, "undesirable_weight": 0.25}
+    assert kto.weights([{"label": True}] + [{"label": False}] * 4) == {
+        "desirable_weight": 1.0,
+        "undesirable_weight": 0.25,
+    }
 
 
 def test_dpo_pairs_the_best_segment_with_the_worst_on_the_same_prefix(folder: Path, data: Path) -> None:
@@ -208,8 +214,8 @@ def test_the_signed_loss_is_minus_r_w_log_p(tmp_path: Path, folder: Path, data: 
     dialogue = tokens(recipe, judged(NAMES[0], "+?-"))
     [row] = signed.rows(recipe, [dialogue])
     assert [row["rewards"][start] for start, _ in dialogue.spans] == [1.0, 0.0, -0.5]
-    model, tokenizer = offline.load(recipe)
-    runner = signed.trainer(recipe, model, tokenizer, [row], tmp_path)
+    model, reader = offline.load(recipe)
+    runner = signed.trainer(recipe, model, reader, [row], tmp_path)
     loss = runner.compute_loss(model, runner.data_collator([row]))
     ids = torch.tensor([row["input_ids"]])
     logps = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
@@ -228,7 +234,11 @@ def test_a_verdict_the_judge_doubts_and_the_worst_of_several(folder: Path, data:
         v.model_copy(update={"metric": "line_to_line", "outcome": o, "p_contradicts": None})
         for v, o in zip(record.verdicts[1:], ("contradicts", "consistent"), strict=True)
     ]
-    assert tokens(recipe_of("sft", folder, data, certain=0.85), record).outcomes == ["unparsed", "unparsed", "contradicts"]
+    assert tokens(recipe_of("sft", folder, data, certain=0.85), record).outcomes == [
+        "unparsed",
+        "unparsed",
+        "contradicts",
+    ]
     both = tokens(recipe_of("sft", folder, data, label_by=["prompt_to_line", "line_to_line"]), record)
     assert both.outcomes == ["consistent", "contradicts", "contradicts"]
     assert both.scores == pytest.approx([0.8, 0.0, 0.1])
@@ -281,7 +291,9 @@ class Stop(TrainerCallback):
             raise Stopped
 
 
-@pytest.mark.parametrize(("method", "rank"), [("sft", 4), ("kto", 4), ("dpo", 4), ("signed", 4), ("sft", 0), ("kto", 0)])
+@pytest.mark.parametrize(
+    ("method", "rank"), [("sft", 4), ("kto", 4), ("dpo", 4), ("signed", 4), ("sft", 0), ("kto", 0)]
+)
 def test_an_interrupted_run_resumes_to_the_same_weights(
     tmp_path: Path, folder: Path, data: Path, method: str, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +320,9 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert files[0] and all(torch.equal(files[0][key], files[1][key]) for key in files[0])
     if not rank:
         start = load_file(folder / "model.safetensors")
-        assert not torch.equal(start["model.layers.0.mlp.up_proj.weight"].bfloat16(), files[0]["model.layers.0.mlp.up_proj.weight"])
+        assert not torch.equal(
+            start["model.layers.0.mlp.up_proj.weight"].bfloat16(), files[0]["model.layers.0.mlp.up_proj.weight"]
+        )
         AutoTokenizer.from_pretrained(tmp_path / "whole" / "model")
 
 
@@ -316,8 +330,8 @@ def test_a_small_step_is_not_rounded_away(tmp_path: Path, folder: Path, data: Pa
     """Weights that are trained are float32, although the base computes in bfloat16."""
     for rank in (4, 0):
         recipe = recipe_of("sft", folder, data, rank=rank, learning_rate=1e-6, limit=2)
-        model, tokenizer = offline.load(recipe)
-        runner = sft.trainer(recipe, model, tokenizer, [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}] * 4, tmp_path)
+        model, reader = offline.load(recipe)
+        runner = sft.trainer(recipe, model, reader, [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}] * 4, tmp_path)
         trained = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
         assert {p.dtype for p in trained.values()} == {torch.float32}
         before = {name: p.detach().clone() for name, p in trained.items()}
@@ -371,7 +385,7 @@ def test_data_that_cannot_be_learned_from_is_refused(tmp_path: Path, folder: Pat
 
 
 def test_a_dialogue_longer_than_the_context_is_refused(tmp_path: Path, data: Path) -> None:
-    short = tiny_model_folder(tmp_path, max_position_embeddings=256)
+    short = model_folder(tmp_path, max_position_embeddings=256)
     refused(tmp_path, recipe_of("sft", short, data), r"tokens, more than the model's context 256")
 
 
@@ -388,7 +402,7 @@ def test_runs_are_not_mixed(tmp_path: Path, folder: Path, data: Path) -> None:
     train("sft", recipe, tmp_path / "run")
     with pytest.raises(RecipeError, match="holds a run already"):
         train("sft", recipe, tmp_path / "run")
-    with pytest.raises(RecipeError, match="other settings than .* began with: epochs, seed"):
+    with pytest.raises(RecipeError, match=r"other settings than .* began with: epochs, seed"):
         train("sft", recipe_of("sft", folder, data, limit=1, seed=1, epochs=2), tmp_path / "run", resume=True)
 
 

@@ -17,7 +17,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -255,11 +255,17 @@ class Log(TrainerCallback):
         self.file = file
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self.file.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+        self.file.write_text("", encoding="utf-8")
+        self._append(state.log_history)
 
     def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._append(state.log_history[-1:])
+
+    def _append(self, entries: Sequence[dict[str, Any]]) -> None:
+        # TRL's count of tokens begins at zero again in a resumed run
+        kept = [{key: value for key, value in entry.items() if key != "num_tokens"} for entry in entries]
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(state.log_history[-1]) + "\n")
+            file.writelines(json.dumps(entry) + "\n" for entry in kept)
 
 
 MakeRows = Callable[[AnyRecipe, list[Dialogue]], list[Row]]
