@@ -45,6 +45,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("data") / "judged.jsonl", [*parents, *branches])
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Personas of a few words, where it is not the prompt that is tested: a fifth of the time."""
+    monkeypatch.setattr(offline, "simulator_prompt", lambda persona, _: f"You are {persona.name}.")
+
+
 def recipe_of(method: str, folder: Path, data: Path, **settings: Any) -> Any:
     fixed = {"base": str(folder), "data": [str(data)], "learning_rate": 0.01, "rank": 4, "accumulate": 1}
     return METHODS[method].Recipe(**{**fixed, **({"batch": 2} if method == "kto" else {}), **settings})
@@ -222,7 +228,7 @@ def test_the_signed_loss_is_minus_r_w_log_p(tmp_path: Path, folder: Path, data: 
     total, count = 0.0, 0
     for turn, reward in ((1, 1.0), (3, -0.5)):
         for place in range(*dialogue.spans[turn - 1]):
-            logp = float(logps[place - 1, ids[0, place]])
+            logp = logps[place - 1, ids[0, place]].item()
             total -= reward * (1.0 if reward > 0 else min(1.0, max(0.01, math.exp(logp)))) * logp
             count += 1
     assert float(loss) == pytest.approx(total / count, rel=1e-4)
@@ -259,11 +265,12 @@ def logp_of(folder: Path, out: Path | None, made: list[tuple[list[int], list[int
     return total
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("method", METHODS)
 def test_training_raises_consistent_lines_above_contradicting_ones(
     tmp_path: Path, folder: Path, data: Path, method: str
 ) -> None:
-    recipe = recipe_of(method, folder, data, epochs=2)
+    recipe = recipe_of(method, folder, data, epochs=3 if method == "dpo" else 1)
     log = train(method, recipe, tmp_path / "run")
     assert all(math.isfinite(entry["loss"]) for entry in log if "loss" in entry)
     dialogues = [tokens(recipe, record) for record in read_jsonl(data)]
@@ -279,6 +286,15 @@ def test_training_raises_consistent_lines_above_contradicting_ones(
     assert gain["consistent"] > gain["contradicts"] + 0.1, gain
     assert not [file for file in (tmp_path / "run" / "adapter").iterdir() if file.suffix in (".bin", ".pt", ".pth")]
     Engine.load(str(tmp_path / "run" / "adapter"))
+
+
+# four steps of each
+SIZES: dict[str, Any] = {
+    "sft": {"limit": 4},
+    "kto": {"limit": 8},
+    "dpo": {"epochs": 2},
+    "signed": {"limit": 4},
+}
 
 
 class Stopped(Exception):
@@ -297,7 +313,7 @@ class Stop(TrainerCallback):
 def test_an_interrupted_run_resumes_to_the_same_weights(
     tmp_path: Path, folder: Path, data: Path, method: str, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of(method, folder, data, rank=rank, epochs=3 if method == "dpo" else 1, save_every=2)
+    recipe = recipe_of(method, folder, data, rank=rank, save_every=2, **SIZES[method])
     whole = train(method, recipe, tmp_path / "whole")
     made = METHODS[method].trainer
 
@@ -326,6 +342,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
         AutoTokenizer.from_pretrained(tmp_path / "whole" / "model")
 
 
+@pytest.mark.usefixtures("brief")
 def test_a_small_step_is_not_rounded_away(tmp_path: Path, folder: Path, data: Path) -> None:
     """Weights that are trained are float32, although the base computes in bfloat16."""
     for rank in (4, 0):
@@ -395,6 +412,7 @@ def test_a_template_that_rewrites_history_is_refused(folder: Path, data: Path) -
         tokens(recipe_of("sft", folder, data), judged(NAMES[0], "++"), forgetful)
 
 
+@pytest.mark.usefixtures("brief")
 def test_runs_are_not_mixed(tmp_path: Path, folder: Path, data: Path) -> None:
     recipe = recipe_of("sft", folder, data, limit=1)
     with pytest.raises(RecipeError, match="no checkpoint to resume"):
