@@ -114,7 +114,7 @@ def test_a_judge_that_fails_leaves_no_verdict_behind_and_is_asked_again(tmp_path
     def sick(asks: Sequence[Ask]) -> list[Answer]:
         return [Failure("no power") if first in ask.messages[-1].content else verdict_for(ask) for ask in asks]
 
-    with pytest.raises(DataError, match="no power.*1 dialogues are not judged"):
+    with pytest.raises(DataError, match=r"no power.*1 dialogues are not judged"):
         judge_file(source, sick, "hash", ["prompt_to_line"], out)
     assert len(list(read_jsonl(out))) == 2  # the others are saved
     calls: list[int] = []
