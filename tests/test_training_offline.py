@@ -307,6 +307,7 @@ class Stop(TrainerCallback):
             raise Stopped
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize(("method", "rank"), [("sft", 4), ("kto", 4), ("dpo", 4), ("signed", 4), ("kto", 0)])
 def test_an_interrupted_run_resumes_to_the_same_weights(
     tmp_path: Path, folder: Path, data: Path, method: str, rank: int, monkeypatch: pytest.MonkeyPatch
