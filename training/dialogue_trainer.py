@@ -208,7 +208,7 @@ class DialogueTrainer(GRPOTrainer):
             del notes[name]  # nobody has that reward at this step
         super().log(logs, start_time)
         if "loss" in logs and self.accelerator.is_main_process:
-            shown = {name: logs.get(f"rewards/{name}/mean") for name in self.rewards.weights}
+            shown: dict[str, float | None] = {n: logs.get(f"rewards/{n}/mean") for n in self.rewards.weights}
             shown |= {"reward": logs.get("reward"), "kl": logs.get("kl"), "seconds": logs.get("step_time")}
             found = "  ".join(f"{name} {value:.3g}" for name, value in shown.items() if value is not None)
             print(f"step {self.state.global_step} of {self.args.max_steps}: {found}", flush=True)

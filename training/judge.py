@@ -163,7 +163,8 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     common.save_adapter(peft_model, recipe.base, out / "adapter")
-    return validate(peft_model, validation)
+    found: dict[str, float] = validate(peft_model, validation)  # without types behind torch's decorator
+    return found
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from persona_tasks.embedded.guided import branch, possible_replies
 from persona_tasks.personas import Persona, load_bank
 from persona_tasks.protocol.judging import judge
 from persona_tasks.protocol.prompts import persona_text
-from persona_tasks.transcript import Transcript, Turn
+from persona_tasks.transcript import Outcome, Transcript, Turn
 
 STATEMENTS = {
     "age": ("I'm {}.", "I turned {} this year.", "Well, at {}, what do you expect?"),
@@ -123,7 +123,7 @@ def _derived(persona: Persona, partner: str, line: str, right: bool) -> Item:
         setting=load_bank().scenarios[persona.scenario].setting,
         turns=[Turn(partner=partner, line=line)],
     )
-    label = "consistent" if right else "contradicts"
+    label: Outcome = "consistent" if right else "contradicts"
     return Item(transcript.id, "derived", "prompt_to_line", persona.scenario, transcript, 1, label, "fact")
 
 
@@ -141,7 +141,7 @@ def examples_of(item: Item, chat: Chat, context: bool = False) -> list[Example]:
     else:
         right = {reply for reply in replies if any(f"[{turn}]" in reply for turn in item.conflicts)}
         right = right or {reply for reply in replies if "[]" in reply}
-    found = []
+    found: list[Example] = []
     while len(coded) > 1:
         certain, groups = branch(coded)
         allowed = tuple(sorted(groups))
