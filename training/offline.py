@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from persona_tasks.embedded.chat import Chat, ChatTemplateError
-from persona_tasks.embedded.weights import WeightsError, load_model
+from persona_tasks.embedded.weights import WeightsError, fitting_dtype, load_model
 from persona_tasks.personas import Bank, BankError, load_bank
 from persona_tasks.protocol.asks import Message
 from persona_tasks.protocol.limits import LINE_TOKENS
@@ -196,10 +196,11 @@ def _label(record: Judged, turn: int, recipe: Recipe) -> tuple[Outcome, float | 
 def load(recipe: Recipe) -> tuple[Any, Any]:
     """The base and its tokenizer.
 
-    An adapter's own weights are float32 (peft makes them so on a bfloat16 base) and are what Adam moves. A step of
-    1e-5 on a bfloat16 weight of .05 would be rounded away, so all weights are trained in float32, computed in bfloat16.
+    Under an adapter the base has the type that the device computes fastest in. The adapter's own weights are always
+    float32 (peft makes them so) and are what Adam moves: a step of 1e-5 on a bfloat16 weight of .05 would be rounded
+    away. For the same reason all weights, where they are trained, are float32.
     """
-    model, tokenizer = load_model(recipe.base, "bfloat16" if recipe.rank else "float32")
+    model, tokenizer = load_model(recipe.base, "auto" if recipe.rank else "float32")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return model, tokenizer
 
@@ -229,7 +230,7 @@ def arguments(kind: Callable[..., Any], recipe: Recipe, out: Path, **more: Any) 
         "save_steps": recipe.save_every,
         "save_total_limit": 2,
         "seed": recipe.seed,
-        "bf16": not recipe.rank,
+        "bf16": not recipe.rank and fitting_dtype("cpu" if cpu else "cuda") == "bfloat16",
         "use_cpu": cpu,
         "dataloader_pin_memory": not cpu,
         "report_to": recipe.report_to,
