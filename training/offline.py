@@ -58,6 +58,7 @@ class Recipe(common.Recipe):
     epochs: float = Field(1, gt=0)
     learning_rate: float = Field(1e-4, gt=0)
     rank: int = Field(16, ge=0, description="Of the LoRA adapter; 0 trains all weights.")
+    first_layer: int = Field(0, ge=0, description="Layers below get no adapter, and cost no backward pass.")
     batch: int = Field(1, gt=0, description="Rows that are computed at once.")
     accumulate: int = Field(8, gt=0, description="Such batches per step.")
     checkpointing: bool = Field(False, description="Compute activations twice and keep fewer of them.")
@@ -239,9 +240,10 @@ def arguments(kind: Callable[..., Any], recipe: Recipe, out: Path, **more: Any) 
     return kind(**settings | more)
 
 
-def adapter(recipe: Recipe) -> Any:
+def adapter(recipe: Recipe, model: Any) -> Any:
     """The LoRA settings, or None where all weights are trained."""
-    return common.lora(recipe.rank) if recipe.rank else None
+    layers = model.config.get_text_config().num_hidden_layers
+    return common.lora(recipe.rank, recipe.first_layer, layers) if recipe.rank else None
 
 
 def reference(recipe: Recipe, model: Any) -> Any:
