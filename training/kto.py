@@ -109,7 +109,7 @@ def trainer(recipe: Recipe, model: Any, tokenizer: Any, made: list[Row], out: Pa
         args=offline.arguments(KTOConfig, recipe, out, **settings),
         train_dataset=Dataset.from_list(ordered),
         processing_class=tokenizer,
-        peft_config=offline.adapter(recipe),
+        peft_config=offline.adapter(recipe, model),
     )
 
 

@@ -58,6 +58,7 @@ class Recipe(common.Recipe):
     epochs: float = Field(1, gt=0)
     learning_rate: float = Field(1e-4, gt=0)
     rank: int = Field(16, ge=0, description="Of the LoRA adapter; 0 trains all weights.")
+    first_layer: int = Field(0, ge=0, description="Layers below get no adapter, and cost no backward pass.")
     batch: int = Field(1, gt=0, description="Rows that are computed at once.")
     accumulate: int = Field(8, gt=0, description="Such batches per step.")
     checkpointing: bool = Field(False, description="Compute activations twice and keep fewer of them.")
@@ -196,8 +197,9 @@ def _label(record: Judged, turn: int, recipe: Recipe) -> tuple[Outcome, float | 
 def load(recipe: Recipe) -> tuple[Any, Any]:
     """The base and its tokenizer.
 
-    An adapter's own weights are float32 (peft makes them so on a bfloat16 base) and are what Adam moves. A step of
-    1e-5 on a bfloat16 weight of .05 would be rounded away, so all weights are trained in float32, computed in bfloat16.
+    Under an adapter the base has the type that the device computes fastest in. The adapter's own weights are always
+    float32 (peft makes them so) and are what Adam moves: a step of 1e-5 on a bfloat16 weight of .05 would be rounded
+    away. For the same reason all weights, where they are trained, are float32.
     """
     model, tokenizer = load_model(recipe.base, "auto" if recipe.rank else "float32")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -238,9 +240,10 @@ def arguments(kind: Callable[..., Any], recipe: Recipe, out: Path, **more: Any) 
     return kind(**settings | more)
 
 
-def adapter(recipe: Recipe) -> Any:
+def adapter(recipe: Recipe, model: Any) -> Any:
     """The LoRA settings, or None where all weights are trained."""
-    return common.lora(recipe.rank) if recipe.rank else None
+    layers = model.config.get_text_config().num_hidden_layers
+    return common.lora(recipe.rank, recipe.first_layer, layers) if recipe.rank else None
 
 
 def reference(recipe: Recipe, model: Any) -> Any:

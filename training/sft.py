@@ -64,7 +64,7 @@ def trainer(recipe: Recipe, model: Any, tokenizer: Any, made: list[Row], out: Pa
         args=offline.arguments(SFTConfig, recipe, out),
         train_dataset=Dataset.from_list(made),
         processing_class=tokenizer,
-        peft_config=offline.adapter(recipe),
+        peft_config=offline.adapter(recipe, model),
     )
 
 

@@ -123,7 +123,7 @@ def trainer(recipe: Recipe, model: Any, tokenizer: Any, made: list[Row], out: Pa
         data_collator=WithRewards(pad_token_id=tokenizer.pad_token_id),
         train_dataset=Dataset.from_list(made),
         processing_class=tokenizer,
-        peft_config=offline.adapter(recipe),
+        peft_config=offline.adapter(recipe, model),
     )
     made_trainer.weights = recipe.weights
     return made_trainer
