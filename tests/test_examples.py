@@ -1,15 +1,19 @@
 """The example scripts, run as they are against a local chat server."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from examples import check_benchmark_simulator, compare_prompts
+from examples import check_benchmark_simulator, compare_prompts, train_own_people
 from persona_tasks.report.runs import read_runs
 from tests.chat_server import ChatServer
-from tests.inspect_runs import everybody
+from tests.inspect_runs import everybody, verdict
+from tests.tiny import tiny_model_folder
 
+BLOCK = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -58,3 +62,31 @@ def test_instructions_may_be_a_text_or_have_headings():
     told = [check_benchmark_simulator.told_to(task["user_scenario"]) for task in saved["tasks"]]
     assert told[0].startswith("Persona: You are curt") and "Known info: Your name is Aino Berg" in told[0]
     assert "Unknown info" not in told[1] and told[2].startswith("Instructions: You are Priya")
+
+
+def test_a_simulator_is_trained_on_own_people_and_compared_on_others(tmp_path, monkeypatch):
+    """GRPO and the comparison in processes of their own, on a tiny model; a second call does nothing again."""
+    [bank] = BLOCK.findall((EXAMPLES.parent / "docs" / "own-personas.md").read_text())
+    people = yaml.safe_load(bank)
+    for split in ("train", "test"):
+        folk = [{**person, "id": f"{split}-{n}"} for n in (1, 2) for person in people["personas"]]
+        folder = tmp_path / "bank"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{split}.yaml").write_text(yaml.safe_dump({**people, "split": split, "personas": folk}))
+    base = tiny_model_folder(tmp_path, max_position_embeddings=8192)
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    smaller = ["dialogues=4", "group=2", "batch=2", "turns=2", "line_tokens=8", "steps=1", "first_layer=0"]
+    with ChatServer(verdict) as rewards, ChatServer(verdict) as reports:
+        arguments = [str(tmp_path / "bank"), "--base", str(base), "--out", str(tmp_path / "out"), "--turns", "2"]
+        judges = ["--reward", f"openai:a@{rewards.url}", "--report", f"openai:b@{reports.url}"]
+        train_own_people.main([*arguments, *judges, "--set", *smaller])
+        asked = len(rewards.log), len(reports.log)
+        assert all(asked)
+        train_own_people.main([*arguments, *judges, "--set", *smaller])
+        assert (len(rewards.log), len(reports.log)) == asked
+    judged = [
+        json.loads(line) for line in (tmp_path / "out/compared/judged/main/trained.jsonl").read_text().splitlines()
+    ]
+    assert {record["transcript"]["persona_id"] for record in judged} == {"test-1", "test-2"}
+    assert "GRPO turn" in (tmp_path / "out/compared/results.md").read_text()

@@ -366,7 +366,7 @@ def test_a_persona_without_questions_is_refused(tmp_path: Path, folder: Path) ->
         "scenario: chat\nsplit: train\npersonas:\n  - id: mine-1\n    name: Ada\n    description: You are Ada.\n"
         "    facts: [{attribute: job, value: baker}]\n"
     )
-    changes = {"bank": str(tmp_path), "rewards": {**GUARDS, "qa": 1}, "dialogues": 4, "batch": 4}
+    changes = {"personas": str(tmp_path), "rewards": {**GUARDS, "qa": 1}, "dialogues": 4, "batch": 4}
     with pytest.raises(RecipeError, match="no questions: mine-1"):
         train(recipe(folder, **changes), tmp_path / "run")
 
@@ -422,7 +422,7 @@ def test_a_large_recipe_makes_a_step_on_a_tiny_model_of_its_family(tmp_path: Pat
     smaller = ["generation=engine", "steps=1", "dialogues=4", "group=2", "turns=2", "line_tokens=8", f"base={base}"]
     verdict = json.dumps({"reason": "r", "verdict": "consistent"})
     with ChatServer(verdict) as server:
-        smaller += [f"bank={folder.parent / 'bank'}"]
+        smaller += [f"personas={folder.parent / 'bank'}"]
         changes = [*smaller, f"judge=openai:m@{server.url}", "rewards.line_to_line=0", "rewards.qa=0"]
         train(load_recipe(Recipe, RECIPES / f"{name}.yaml", changes), tmp_path / "run")
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()

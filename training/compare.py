@@ -195,16 +195,25 @@ def _origin_of(run: Path) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line and compare."""
     options = common.parser(__doc__).parse_args()
-    recipe = common.load_recipe(Recipe, options.config, options.set)
+    with common.plain_errors():
+        run(common.load_recipe(Recipe, options.config, options.set), options.out)
+    print((options.out / "results.md").read_text(encoding="utf-8"))
+
+
+def run(recipe: Recipe, out: Path) -> None:
+    """Play, judge and tabulate what is missing in `out`.
+
+    Raises:
+        CompareError: A cell must not be compared, or what is in `out` was made otherwise.
+    """
     people, present = people_of(recipe), [cell for cell in recipe.cells if there(cell.model)]
     notes = [note for cell in present for note in check_cell(cell, recipe.judge, people)]
     if recipe.limit:
         notes.append(f"only {recipe.limit} people were played (`limit`)")
-    common.begin(options.out, recipe)
-    write(recipe, options.out, notes)
-    play_cells(recipe, options.out, lambda: write(recipe, options.out, notes))
-    write(recipe, options.out, notes, pictures=True)
-    print((options.out / "results.md").read_text(encoding="utf-8"))
+    common.begin(out, recipe)
+    write(recipe, out, notes)
+    play_cells(recipe, out, lambda: write(recipe, out, notes))
+    write(recipe, out, notes, pictures=True)
 
 
 if __name__ == "__main__":

@@ -112,21 +112,12 @@ def scripted(persona: Persona, turns: int, seed: int) -> tuple[Dialogue[Transcri
 
 
 def known(out: Path) -> set[str]:
-    """Ids of the dialogues that are in a file. A last line that was cut off is taken out of it.
+    """Ids of the dialogues that are in a file.
 
     Raises:
         TranscriptError: The file is broken.
     """
-    if not out.exists():
-        return set()
-    names = {record.transcript.id for record in read_jsonl(out)}
-    text = out.read_bytes()
-    if text and not text.endswith(b"\n"):
-        whole = text[: text.rfind(b"\n") + 1]
-        lines = sum(1 for line in whole.split(b"\n") if line.strip())
-        # complete but for its newline, or a part: what follows must not be appended to it
-        out.write_bytes(text + b"\n" if len(names) > lines else whole)
-    return names
+    return {record.transcript.id for record in read_jsonl(out)} if out.exists() else set()
 
 
 def parts(things: Sequence[Thing]) -> Iterator[Sequence[Thing]]:

@@ -170,9 +170,10 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
 def main() -> None:
     """Parse the command line and train."""
     options = common.parser(__doc__).parse_args()
-    recipe = common.load_recipe(Recipe, options.config, options.set)
-    common.begin(options.out, recipe)
-    print(train(recipe, options.out, options.resume))
+    with common.plain_errors():
+        recipe = common.load_recipe(Recipe, options.config, options.set)
+        common.begin(options.out, recipe)
+        print(train(recipe, options.out, options.resume))
 
 
 if __name__ == "__main__":

@@ -28,14 +28,14 @@ from pydantic import Field
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
-from persona_tasks.embedded.chat import Chat, ChatTemplateError
-from persona_tasks.embedded.weights import WeightsError, fitting_dtype, load_model
-from persona_tasks.personas import Bank, BankError, load_bank
+from persona_tasks.embedded.chat import Chat
+from persona_tasks.embedded.weights import fitting_dtype, load_model
+from persona_tasks.personas import Bank, load_bank
 from persona_tasks.protocol.asks import Message
 from persona_tasks.protocol.limits import LINE_TOKENS
 from persona_tasks.protocol.play import SILENCE
 from persona_tasks.protocol.prompts import persona_text, simulator_prompt
-from persona_tasks.transcript import Judged, Outcome, Transcript, TranscriptError, read_jsonl
+from persona_tasks.transcript import Judged, Outcome, Transcript, read_jsonl
 from training import recipe as common
 from training.recipe import RecipeError
 
@@ -333,8 +333,6 @@ def command(
 ) -> None:
     """The command line of a method."""
     options = common.parser(description).parse_args()
-    try:
+    with common.plain_errors():
         recipe = common.load_recipe(kind, options.config, options.set)
         train(recipe, options.out, options.resume, rows, trainer)
-    except (RecipeError, TranscriptError, BankError, WeightsError, ChatTemplateError) as error:
-        raise SystemExit(f"error: {error}") from None

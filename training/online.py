@@ -39,7 +39,7 @@ from training.rollout import Rollout, Template
 class Recipe(common.Recipe):
     """Settings of training on fresh dialogues; unknown keys are errors."""
 
-    bank: str | None = Field(None, description="Folder of a bank of your own, over ours.")
+    personas: str | None = Field(None, description="Folder of a bank of your own.")
     scenario: str = Field("all", description="A scenario, or all.")
     split: str = Field("train", description="Which personas, and which of the partner's lines.")
     turns: int = Field(6, gt=0, description="Lines that the simulator says in a dialogue.")
@@ -98,7 +98,7 @@ def prepare(recipe: Recipe, processes: int = 1) -> Prepared:
         JudgeError: The judge gives no verdicts.
         WeightsError, BankError: There is no such model, persona or scenario.
     """
-    bank = load_bank(recipe.bank)
+    bank = load_bank(recipe.personas)
     personas = bank.select(recipe.scenario, recipe.split)
     questions = recipe.questions if recipe.rewards.qa else 0
     _check_sizes(recipe, len(personas), processes)

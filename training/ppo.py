@@ -156,7 +156,8 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> DialogueTrainer:
 def main() -> None:
     """Parse the command line and train."""
     options = common.parser(__doc__).parse_args()
-    train(common.load_recipe(Recipe, options.config, options.set), options.out, options.resume)
+    with common.plain_errors():
+        train(common.load_recipe(Recipe, options.config, options.set), options.out, options.resume)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -88,6 +89,17 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--resume", action="store_true", help="from the last checkpoint in --out")
     made.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings over those of the recipe")
     return made
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the process with one sentence where one of our own errors says what to do; others are bugs, and say where."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("persona_tasks", "training"):
+            raise
+        raise SystemExit(f"error: {error}") from None
 
 
 def begin(out: Path, recipe: BaseModel) -> None:
