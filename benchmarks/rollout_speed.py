@@ -52,7 +52,7 @@ def main() -> None:
             args.dialogues, args.group, args.turns, args.line_tokens, args.first_layer = 8, 4, 2, 12, 0
         recipe = Recipe(
             base=args.model,
-            bank=str(Path(scratch) / "bank") if args.quick else None,
+            personas=str(Path(scratch) / "bank") if args.quick else None,
             judge=args.judge,
             dialogues=args.dialogues,
             group=args.group,

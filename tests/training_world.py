@@ -30,7 +30,7 @@ def small(folder: Path, **changes: Any) -> dict[str, Any]:
     """A recipe for seconds: one step of eight dialogues of two short lines, without a judge."""
     usual = {
         "base": str(folder),
-        "bank": str(folder.parent / "bank"),
+        "personas": str(folder.parent / "bank"),
         "judge": str(folder),
         "dialogues": 8,
         "group": 4,
