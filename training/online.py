@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint, set_seed
 from trl import GRPOConfig
 
 from persona_tasks.embedded.limits import ModelShape
-from persona_tasks.embedded.weights import MODELS, load_model
+from persona_tasks.embedded.weights import MODELS, fitting_dtype, load_model
 from persona_tasks.lm_eval_tasks.roles import open_role
 from persona_tasks.personas import Persona, load_bank
 from persona_tasks.protocol.limits import LINE_TOKENS
@@ -70,7 +70,9 @@ class Recipe(common.Recipe):
     warmup: int = Field(0, ge=0, description="Steps in which the learning rate rises from 0.")
     rank: int = Field(16, ge=0, description="Of the LoRA adapter; 0 trains all weights.")
     first_layer: int = Field(0, ge=0, description="Layers below this one stay as they are, and need no gradients.")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the base; an adapter is float32.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Of the base (an adapter is float32). auto: what the device is fast in; float32 for rank 0."
+    )
     gradient_checkpointing: bool = Field(False, description="Less memory, a third more computing.")
     save_every: int = Field(5, gt=0, description="Steps from checkpoint to checkpoint.")
     sample_every: int = Field(5, gt=0, description="Steps from one dialogue in the log to the next.")
@@ -113,7 +115,9 @@ def prepare(recipe: Recipe, processes: int = 1) -> Prepared:
     partner = None if recipe.partner == "scripted" else open_role(recipe.partner, "partner", recipe.connections)
     if partner is not None:
         partner.prepare()
-    model, tokenizer = load_policy(recipe.base, recipe.dtype)
+    model, tokenizer = load_policy(
+        recipe.base, "float32" if recipe.dtype == "auto" and not recipe.rank else recipe.dtype
+    )
     ends = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
     rollout = Rollout(
         {persona.id: persona for persona in personas},
@@ -153,6 +157,8 @@ def _check_sizes(recipe: Recipe, personas: int, processes: int) -> None:
 
 def load_policy(base: str, dtype: str) -> tuple[Any, Any]:
     """The model that is trained, and its tokenizer: embedded, from a folder, or from the Hub."""
+    if dtype == "auto":
+        dtype = fitting_dtype("cuda" if torch.cuda.is_available() else "cpu")
     if base in MODELS or Path(base).is_dir():
         return load_model(base, dtype, "cpu")  # the trainer moves it
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), use_safetensors=True)
