@@ -71,7 +71,7 @@ class Recipe(common.Recipe):
     rank: int = Field(16, ge=0, description="Of the LoRA adapter; 0 trains all weights.")
     first_layer: int = Field(0, ge=0, description="Layers below this one stay as they are, and need no gradients.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="Of the base: auto for what the device computes fastest in. An adapter is float32."
+        "auto", description="Of the base (an adapter is float32). auto: what the device is fast in; float32 for rank 0."
     )
     gradient_checkpointing: bool = Field(False, description="Less memory, a third more computing.")
     save_every: int = Field(5, gt=0, description="Steps from checkpoint to checkpoint.")
@@ -115,7 +115,9 @@ def prepare(recipe: Recipe, processes: int = 1) -> Prepared:
     partner = None if recipe.partner == "scripted" else open_role(recipe.partner, "partner", recipe.connections)
     if partner is not None:
         partner.prepare()
-    model, tokenizer = load_policy(recipe.base, recipe.dtype)
+    model, tokenizer = load_policy(
+        recipe.base, "float32" if recipe.dtype == "auto" and not recipe.rank else recipe.dtype
+    )
     ends = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
     rollout = Rollout(
         {persona.id: persona for persona in personas},
