@@ -48,8 +48,7 @@ class Engine:
     Args:
         model: A decoder-only transformers model. The engine takes it over: its attention is replaced.
         tokenizer: Its tokenizer.
-        kv_bytes: Memory for keys and values of running and kept sequences. Default: 2 GiB on a CPU (taken only when
-            used), half of what is free on a GPU.
+        kv_bytes: Memory for keys and values of running and kept sequences. Default: see `limits.default_kv_bytes`.
         max_active: At most so many requests are computed at a time; more wait.
         chunk: At most so many tokens per forward pass; longer prompts take several, so that others are not held up.
         reuse: Keep keys and values for later prompts.
@@ -80,7 +79,7 @@ class Engine:
         self.chunk = chunk or (512 if model.device.type == "cpu" else 4096)
         self.reuse = reuse
         token_bytes = self.shape.bytes_per_token(model.dtype)
-        slots = (kv_bytes or default_kv_bytes(model.device)) // token_bytes
+        slots = (kv_bytes or default_kv_bytes(model.device, model.dtype)) // token_bytes
         self.store = KeyValueStore(
             self.shape.layers, self.shape.kv_heads, self.shape.head_dim, slots, model.dtype, model.device
         )

@@ -59,6 +59,9 @@ class ModelShape:
         return 2 * self.layers * self.kv_heads * self.head_dim * int(dtype.itemsize)
 
 
-def default_kv_bytes(device: torch.device) -> int:
-    """Half of what is free on a GPU; on a CPU 2 GiB, which are taken only when used."""
-    return int(torch.cuda.mem_get_info(device)[0]) // 2 if device.type == "cuda" else 2 * GIB
+def default_kv_bytes(device: torch.device, dtype: torch.dtype) -> int:
+    """Half of what is free on a GPU; on a CPU 2 GiB in bfloat16 and 4 in float32, which are taken only when used.
+
+    That is room for forty dialogues with their questions: with less, prefixes are given up and computed again.
+    """
+    return int(torch.cuda.mem_get_info(device)[0]) // 2 if device.type == "cuda" else dtype.itemsize * GIB
