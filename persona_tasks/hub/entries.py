@@ -162,7 +162,7 @@ class Checkpoint(Entry):
     folder: RelPath | None = Field(None, description="adapter: where its files are, from the root.")
     files: list[File] = []
     version: Tag | None = None
-    method: Literal["sft", "kto", "dpo", "grpo", "rloo", "ppo"] | None = None
+    method: Literal["sft", "kto", "dpo", "signed", "grpo", "ppo"] | None = None
     description: Public = ""
     training: Training | None = None
     recipe: Recipe | None = None

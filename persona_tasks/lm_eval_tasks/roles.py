@@ -90,7 +90,9 @@ class Local:
 
         answer = engine_answers(Engine.shared(self.model))
         parts = [asks[start : start + BATCH] for start in range(0, len(asks), BATCH)]
-        return [text for part in tqdm(parts, desc=self.role, unit=f"{BATCH} answers") for text in answer(part)]
+        return [
+            text for part in tqdm(parts, desc=self.role, unit=f"{BATCH} answers", disable=None) for text in answer(part)
+        ]
 
 
 class Garbled(Exception):
@@ -144,7 +146,7 @@ class Endpoint:
             api_key=key or "none", base_url=self.url, max_retries=RETRIES, timeout=self.timeout
         ) as client:
             waiting = [one(ask, client) for ask in asks]
-            return list(await tqdm_asyncio.gather(*waiting, desc=self.role, unit="answer"))
+            return list(await tqdm_asyncio.gather(*waiting, desc=self.role, unit="answer", disable=None))
 
     async def _ask(self, ask: Ask, client: AsyncOpenAI) -> str:
         from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
