@@ -12,9 +12,10 @@ from lm_eval.loggers import EvaluationTracker
 from typer.testing import CliRunner
 
 from persona_tasks import judge_card
+from persona_tasks.agreement import Statistic
 from persona_tasks.cli import app
 from persona_tasks.inspect_tasks.tasks import drift
-from persona_tasks.judge_card import Card, Number, Part
+from persona_tasks.judge_card import Card, Part
 from persona_tasks.metrics import dialogue_score
 from persona_tasks.report import frames, judges, plots
 from persona_tasks.report.paired import paired_test
@@ -160,7 +161,7 @@ def test_where_nothing_differs_the_paired_test_seldom_says_so():
 
 def test_the_judges_kappa_and_the_corrected_score_stand_beside_the_score(tmp_path, monkeypatch):
     measured = {
-        name: Number(value=value) for name, value in (("kappa", 0.62), ("sensitivity", 0.8), ("specificity", 1))
+        name: Statistic(value=value) for name, value in (("kappa", 0.62), ("sensitivity", 0.8), ("specificity", 1))
     }
     part = Part(n=40, contradictions=20, unparsed=0.0, statistics=measured)
     texts = dict.fromkeys(("version", "commit", "date", "prompts", "command"), "-")

@@ -94,10 +94,8 @@ def _thinned(items: Sequence[Item], rng: random.Random) -> list[Item]:
 
 
 def _repeats(item: Item) -> bool:
-    *earlier, line = item.transcript.lines[: item.turn]
-    pairs = (SequenceMatcher(None, said, line, autojunk=False) for said in earlier)
-    # upper bounds first: the ratio itself takes seconds for a dialogue
-    return any(min(p.real_quick_ratio(), p.quick_ratio()) > 0.8 and p.ratio() > 0.8 for p in pairs)
+    *earlier, line = (said.split() for said in item.transcript.lines[: item.turn])
+    return any(SequenceMatcher(None, said, line, autojunk=False).ratio() > 0.8 for said in earlier)
 
 
 def _from_questions(persona: Persona, rng: random.Random, count: int) -> Iterator[Item]:
