@@ -123,7 +123,11 @@ def known_card(judge: str) -> Card | None:
 
 def worth(judge: str) -> str:
     """One line on what a judge's verdicts are worth, for whoever reads scores made with it."""
-    card = known_card(judge)
+    from persona_tasks.hub.registry import load
+
+    card, listed = known_card(judge), load().judge(judge)
+    if card is None and listed is not None and not listed.usable:
+        return f"judge {judge} is of no use for scores. {listed.note.rstrip('.')}"
     if card is None:
         return f"judge {judge}: its error is not known; measure it with `persona-tasks judge-card --judge {judge}`"
     parts = []

@@ -24,8 +24,9 @@ from persona_tasks.agreement import (
 )
 from persona_tasks.calibration import Item, load_injections, load_items
 from persona_tasks.inspect_tasks.agreement import agreement_task, judged_by, reversed_item, verdict_on_item
-from persona_tasks.judge_card import Card, Run, always_consistent, card_file, measure
+from persona_tasks.judge_card import Card, Run, always_consistent, card_file, measure, worth
 from persona_tasks.judge_plot import draw
+from persona_tasks.protocol.judging import DEFAULT_JUDGE
 from persona_tasks.transcript import Outcome, Verdict
 from tests.chat_server import SERVER_ERROR, ChatServer, Reply, Request
 from tests.inspect_runs import model_at, run, verdict
@@ -215,6 +216,11 @@ def test_a_card_is_measured_through_a_server_that_fails_at_times(
     assert Card.model_validate_json(card.model_dump_json()) == card
     draw(card, tmp_path / "card.svg")
     assert (tmp_path / "card.svg").read_text().count("<path") > 50  # text is drawn as paths
+
+
+def test_every_run_says_what_its_judge_is_worth() -> None:
+    assert "of no use for scores" in worth(DEFAULT_JUDGE)  # by the registry: it has no card, and needs none
+    assert "its error is not known" in worth("openai/anything")
 
 
 def test_where_cards_are_kept(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def drift_curves(frame: pd.DataFrame, legend: bool = True) -> Figure:
         _share_axis(axes)
         if set(part["metric"]) == {"qa"}:
             axes.axhline(0.2, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-            axes.annotate("chance", (0.995, 0.2), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=7.5)
+            axes.annotate("chance", (0.01, 0.2), xycoords=("axes fraction", "data"), ha="left", va="top", size=7.5)
 
     return _facets(frame, "turn", panel, "score", legend)
 
