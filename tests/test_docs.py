@@ -28,7 +28,7 @@ from persona_tasks.transcript import append_jsonl
 from tests.dialogues import dialogues
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "training" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 OURS = typer.main.get_command(app)
 
@@ -84,6 +84,7 @@ def test_a_command_exists_with_its_options(page, line):
         "lm_eval --tasks persona_drifting",
         "lm_eval --tasks persona_drift --metadata judges=x",
         "python benchmarks/none.py",
+        "python -m training.grpo --config training/recipes/none.yaml --out x",
         "make coffee",
         "wget somewhere",
     ],
@@ -132,6 +133,7 @@ def check_python(arguments):
     if arguments[0] == "-m":
         parts = arguments[1].split(".")
         assert ROOT.joinpath(*parts).with_suffix(".py").is_file() or ROOT.joinpath(*parts, "__main__.py").is_file()
+        assert all((ROOT / recipe).is_file() for recipe in values(arguments, "--config"))
         return
     script = ROOT / arguments[0]
     assert script.is_file()
