@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
+from huggingface_hub import ModelCardData
 from peft import LoraConfig, PeftModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -141,8 +142,28 @@ def lora(rank: int, first_layer: int = 0, layers: int | None = None, dropout: fl
 
 
 def save_adapter(model: PeftModel, base: str, folder: Path) -> None:
-    """Save the adapter in bfloat16 safetensors, for the base by the name that everybody knows."""
+    """Save the adapter in bfloat16 safetensors, for the base by the name that everybody knows, with a card."""
     if (entry := known(base)) is not None:  # not a folder of this machine
         model.peft_config["default"].base_model_name_or_path = entry.repository
         model.peft_config["default"].revision = entry.revision
     model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "README.md").write_text(card(base, folder.parent), encoding="utf-8")  # over peft's blank one
+
+
+def card(base: str, run: Path) -> str:
+    """What is known about the adapter of a run: its base, its settings, where it comes from. No claim of quality."""
+    entry = known(base)
+    data = ModelCardData(
+        base_model=entry.repository if entry else None,
+        base_model_relation="adapter",
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["persona-tasks", "lora"],
+    )
+    told = [
+        f"## {title}\n\n```json\n{file.read_text(encoding='utf-8').strip()}\n```\n"
+        for title, file in (("Settings", run / "recipe.json"), ("Origin", run / "origin.json"))
+        if file.is_file()
+    ]
+    about = "A LoRA adapter trained with persona-tasks. What it is worth has to be measured: `training.compare`.\n"
+    return "\n".join([f"---\n{data.to_yaml()}\n---\n", f"# {run.name}\n", about, *told])
