@@ -42,6 +42,10 @@ ENDPOINT = re.compile(r"openai:(?P<model>.+?)(?:@(?P<url>https?://.*))?")
 OPTIONAL = ("response_format", "temperature", "max_tokens")
 
 
+class RoleError(ValueError):
+    """No such judge or partner, or it cannot work. The message says what to give."""
+
+
 class Role(Protocol):
     """A model that is asked. `name` goes into results, so it never holds a key."""
 
@@ -58,7 +62,7 @@ def open_role(spec: str, role: RoleName, connections: int = 16, timeout: float =
     """The model behind a specification. Nothing is loaded or asked yet.
 
     Raises:
-        ValueError: It is not one of the forms above, or there is no such folder.
+        RoleError: It is not one of the forms above, or there is no such folder.
     """
     if endpoint := ENDPOINT.fullmatch(spec):
         return Endpoint(endpoint["model"], endpoint["url"], role, connections, timeout)
@@ -66,7 +70,7 @@ def open_role(spec: str, role: RoleName, connections: int = 16, timeout: float =
         return Local(spec.removeprefix("persona/"), role)
     if Path(spec).expanduser().is_dir():
         return Local(str(Path(spec).expanduser()), role)
-    raise ValueError(
+    raise RoleError(
         f"{role}={spec!r}: give persona/smollm2-135m, openai:MODEL@https://host/v1, or an existing folder with a model"
     )
 
@@ -104,7 +108,7 @@ class Endpoint:
 
     def __init__(self, model: str, url: str | None, role: RoleName, connections: int, timeout: float):
         if url and (urlsplit(url).username or urlsplit(url).query):
-            raise ValueError(f"{role}: its address holds a user name or a query; keys belong into the environment")
+            raise RoleError(f"{role}: its address holds a user name or a query; keys belong into the environment")
         self.model, self.role, self.connections, self.timeout = model, role, connections, timeout
         self.url = re.sub(r"(/chat/completions)?/?$", "", url) if url else os.environ.get("OPENAI_BASE_URL")
         self.name = f"openai:{model}" + (f"@{self.url}" if self.url else "")
@@ -112,10 +116,10 @@ class Endpoint:
         self.told: set[str] = set()
 
     def prepare(self) -> None:
-        """Raises: ValueError if this is OpenAI itself and there is no key."""
+        """Raises: RoleError if this is OpenAI itself and there is no key."""
         if self.url is None and not self._key():
             names = f"PERSONA_{self.role.upper()}_API_KEY or OPENAI_API_KEY"
-            raise ValueError(f"{self.role}={self.name}: set {names}, or name a server: {self.name}@http://...")
+            raise RoleError(f"{self.role}={self.name}: set {names}, or name a server: {self.name}@http://...")
 
     def _key(self) -> str | None:
         return os.environ.get(f"PERSONA_{self.role.upper()}_API_KEY") or os.environ.get("OPENAI_API_KEY")
