@@ -62,6 +62,6 @@ class ModelShape:
 def default_kv_bytes(device: torch.device, dtype: torch.dtype) -> int:
     """Half of what is free on a GPU; on a CPU 2 GiB in bfloat16 and 4 in float32, which are taken only when used.
 
-    That is room for forty dialogues with their questions: with less, prefixes are given up and computed again.
+    As many tokens in either type, some 93,000 of the embedded model's; what has no room is computed again when needed.
     """
     return int(torch.cuda.mem_get_info(device)[0]) // 2 if device.type == "cuda" else dtype.itemsize * GIB
