@@ -284,7 +284,7 @@ def test_the_judge_may_see_what_a_line_answers() -> None:
 
 
 RANKS = """
-import json, sys
+import json, os, sys
 import torch
 torch.set_num_threads(1)
 from lm_eval.models.huggingface import HFLM
@@ -302,6 +302,8 @@ if lm.rank == 0:
     ids = [sample["doc_id"] for sample in results["samples"]["persona_drift_chat"]]
     print("FOUND", json.dumps({"scores": scores(results), "stderr": found["prompt_to_line_stderr,none"], "ids": ids}))
 lm.accelerator.end_training()
+sys.stdout.flush()
+os._exit(0)  # without finalisation, in which gloo's threads may abort a process that is done (pytorch/pytorch#179291)
 """
 
 

@@ -79,7 +79,8 @@ def main() -> None:
     """Parse the command line and train."""
     options = common.parser(__doc__).parse_args()
     with common.plain_errors():
-        train(common.load_recipe(Recipe, options.config, options.set), options.out, options.resume)
+        trainer = train(common.load_recipe(Recipe, options.config, options.set), options.out, options.resume)
+        trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
