@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from persona_tasks.personas import Question
+from persona_tasks.personas import DriftType, Question
 
 # `qa_without_persona` is the floor of `qa`: the same questions put to the model before it is anybody.
 Metric = Literal["prompt_to_line", "line_to_line", "qa", "qa_without_persona"]
@@ -84,6 +84,7 @@ class Verdict(Record):
     outcome: Outcome
     reason: str = ""
     conflicts: list[int] = Field([], description="line_to_line: the earlier turns this line contradicts.")
+    drift: DriftType | None = Field(None, description="prompt_to_line: how the line contradicts, if the judge says so.")
     probe: int | None = None
     p_contradicts: float | None = Field(None, description="The judge's probability of `contradicts`, if it gives one.")
     answer: str = Field("", description="The judge's last answer in full, kept when it could not be read.")

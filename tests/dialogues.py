@@ -39,7 +39,10 @@ def _dialogue(persona: Persona, model: str, drift: float, turns: int, seed: int)
         if rng.random() < 0.04:
             outcome = "unparsed"
         said.append(Turn(partner=script[turn - 1], line=chosen["line"]))
-        verdicts.append(Verdict(metric="prompt_to_line", turn=turn, outcome=outcome, reason=chosen["why"]))
+        drifted = chosen["kind"] if outcome == "contradicts" else None
+        verdicts.append(
+            Verdict(metric="prompt_to_line", turn=turn, outcome=outcome, drift=drifted, reason=chosen["why"])
+        )
     for turn in range(2, turns + 1):
         conflicts = sorted(rng.sample(range(1, turn), 1)) if rng.random() < drift / 2 else []
         outcome = "contradicts" if conflicts else "consistent"

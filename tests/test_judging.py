@@ -118,6 +118,24 @@ def test_material_is_never_read_as_a_verdict(attack):
             assert read_reply(answer, LineReply, (line,)).verdict == "contradicts"
 
 
+@pytest.mark.parametrize(
+    ("said", "drift"),
+    [
+        ({"verdict": "contradicts", "drift": "helper_voice"}, "helper_voice"),
+        ({"verdict": "contradicts", "drift": "none"}, None),
+        ({"verdict": "contradicts", "drift": "sarcasm"}, None),
+        ({"verdict": "contradicts", "drift": None}, None),
+        ({"verdict": "contradicts", "drift": ["helper_voice"]}, None),
+        ({"verdict": "contradicts", "drift": "self_contradiction"}, None),
+        ({"verdict": "consistent", "drift": "helper_voice"}, None),
+        ({"verdict": "consistent"}, None),
+    ],
+)
+def test_a_drift_is_named_with_a_contradiction_and_never_costs_a_verdict(said, drift):
+    [found], asked = verdicts(dialogue("Hi."), lambda ask: json.dumps({"reason": "r", **said}))
+    assert (found.outcome, found.drift, len(asked)) == (said["verdict"], drift, 1)
+
+
 def test_there_are_twenty_attacks():
     assert len({attack["line"] for attack in ATTACKS}) == 20
 

@@ -74,6 +74,34 @@ def test_scenario_search_and_first_contradiction_narrow_the_rows(browser, report
     assert rows(page).count() == 0 and page.locator("#count").inner_text() == "0 of 80 dialogues"
 
 
+def test_dialogues_are_found_by_the_drift_they_show(browser, report):
+    page = open_page(browser, report)
+    records = dialogues("base", drift=0.6) + dialogues("tuned", drift=0.1)
+
+    def shows(record, drift):
+        own = {v.drift for v in record.of("prompt_to_line") if v.outcome == "contradicts"}
+        against = any(v.outcome == "contradicts" for v in record.of("line_to_line"))
+        return drift in own or (drift == "self_contradiction" and against)
+
+    for drift in ("helper_voice", "fact_contradiction", "self_contradiction"):
+        page.select_option("#drift", drift)
+        count = sum(shows(record, drift) for record in records)
+        assert rows(page).count() == count and 0 < count < 80
+        assert page.locator(f"#drift option[value={drift}]").inner_text() == f"{drift.replace('_', ' ')} ({count})"
+    page.select_option("#drift", "helper_voice")
+    rows(page).first.click()
+    assert page.locator(".verdict.x", has_text="contradicts the persona: helper voice").count() >= 1
+
+
+def test_a_judge_that_names_no_drift_gives_no_filter_by_it(browser, tmp_path):
+    records = dialogues("base", drift=0.6)[:2]
+    for record in records:
+        record.verdicts = [v.model_copy(update={"drift": None}) for v in record.of("prompt_to_line")]
+    append_jsonl(tmp_path / "base.jsonl", records)
+    page = open_page(browser, write_report([tmp_path / "base.jsonl"], tmp_path / "report.html")[0])
+    assert rows(page).count() == 2 and not page.locator("#drift").is_visible()
+
+
 def test_a_click_on_a_cell_opens_the_dialogue_at_that_turn(browser, report):
     page = open_page(browser, report)
     page.select_option("#first", "5")

@@ -20,10 +20,11 @@ from persona_tasks.embedded.guided import possible_replies
 from persona_tasks.personas import load_bank
 from persona_tasks.protocol.asks import Chosen
 from persona_tasks.protocol.judging import judge
+from persona_tasks.protocol.verdicts import LINE_DRIFTS
 from tests.tiny import tiny_model_folder, tiny_tokenizer
 from training.judge import Recipe, train
-from training.judge_data import balanced, examples_of, half_of, training_items
-from training.shared_prefix import group, hidden_at_ends
+from training.judge_data import balanced, example_of, half_of, training_items
+from training.shared_prefix import Group, group, hidden_at
 
 
 @pytest.fixture
@@ -54,20 +55,22 @@ def test_what_is_learned_is_what_the_judge_is_asked(folder: Path) -> None:
     answer = engine_answers(engine)
     for item in [i for i in load_items(["calibration"], "dev") if not i.conflicts or i.metric == "line_to_line"][::37]:
         [ask] = next(judge(item.transcript, [item.metric], turns=[item.turn]))
-        first = examples_of(item, engine.chat)[0]
+        example = example_of(item, engine.chat)
+        first = example.choices[0]
         assert ask.schema is not None
-        assert first.ids[: len(engine.chat.ids([m._asdict() for m in ask.messages]))] == tuple(
+        assert example.ids[: len(engine.chat.ids([m._asdict() for m in ask.messages]))] == tuple(
             engine.chat.ids([m._asdict() for m in ask.messages])
         )
         [said] = answer([ask])
         assert isinstance(said, Chosen)
-        hidden = hidden_at_ends(engine_model(folder).model, group([first.ids], ["x"])[0])
+        [chosen] = group([example.ids], ["x"], first=[first.place])
+        [hidden] = hidden_at(engine_model(folder).model, chosen, [[first.place]])
         logits = engine_model(folder).lm_head.weight[list(first.allowed)] @ hidden[0]
-        p = float(logits.softmax(-1)[torch.tensor(first.contradicts)].sum())
+        p = float(logits.softmax(-1)[torch.tensor(example.contradicts)].sum())
         harmless = [text for text in said.weights if '"consistent"' in text or "[]" in text]
         assert p == pytest.approx(1 - sum(said.weights[text] for text in harmless), abs=1e-4)
         assert sum(first.target) == pytest.approx(1.0)
-        right = {c for c, share in zip(first.contradicts, first.target, strict=True) if share}
+        right = {c for c, share in zip(example.contradicts, first.target, strict=True) if share}
         assert right == {item.label == "contradicts"}
 
 
@@ -78,7 +81,7 @@ def engine_model(folder: Path) -> AutoModelForCausalLM:
 def test_a_conflict_is_learned_down_to_the_line() -> None:
     chat = Chat(tiny_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}"))
     item = next(item for item in load_items(["calibration"], "train") if len(item.conflicts) == 1)
-    *_, last = examples_of(item, chat)
+    *_, last = example_of(item, chat).choices
     [share] = [s for s in last.target if s]
     token = last.allowed[last.target.index(share)]
     assert share == 1.0 and chat.tokenizer.decode([token]).strip(" [") == str(item.conflicts[0])
@@ -87,11 +90,15 @@ def test_a_conflict_is_learned_down_to_the_line() -> None:
 def test_both_verdicts_weigh_alike(folder: Path) -> None:
     chat = Chat(AutoTokenizer.from_pretrained(folder))
     items = [item for item in load_items(["on_policy"], "dev") if item.metric == "prompt_to_line"][:60]
-    examples = balanced([example for item in items for example in examples_of(item, chat)])
+    examples = balanced([example_of(item, chat) for item in items])
     totals = dict.fromkeys(("consistent", "contradicts"), 0.0)
     for example in examples:
         totals[example.item.label] += example.weight
     assert totals["consistent"] == pytest.approx(totals["contradicts"])
+
+
+def at_ends(model: AutoModelForCausalLM, batch: Group) -> list[torch.Tensor]:
+    return [state[0] for state in hidden_at(model.model, batch, [[len(batch.prefix) + len(s)] for s in batch.suffixes])]
 
 
 @pytest.mark.parametrize("limit", [40, 100, 10_000])
@@ -103,7 +110,7 @@ def test_a_shared_prefix_changes_nothing(folder: Path, limit: int) -> None:
     groups = group(prompts, ["a", "a", "a", "a", "b"], limit)
     assert sorted(number for g in groups for number in g.prompts) == [0, 1, 2, 3, 4]
     for g in groups:
-        found = hidden_at_ends(model.model, g)
+        found = at_ends(model, g)
         for number, state in zip(g.prompts, found, strict=True):
             alone = model.model(input_ids=torch.tensor([prompts[number]])).last_hidden_state[0, -1]
             assert torch.allclose(state, alone, atol=1e-4)
@@ -114,7 +121,7 @@ def test_a_shared_prefix_changes_nothing(folder: Path, limit: int) -> None:
 def test_gradients_flow_through_the_shared_prefix(folder: Path) -> None:
     model = engine_model(folder)
     prompts = [(5, 6, 7, 8), (5, 6, 7, 9, 10)]
-    hidden_at_ends(model.model, group(prompts, ["a", "a"])[0]).sum().backward()
+    torch.cat(at_ends(model, group(prompts, ["a", "a"])[0])).sum().backward()
     together = model.model.layers[0].self_attn.v_proj.weight.grad.clone()
     model.zero_grad()
     sum(model.model(input_ids=torch.tensor([p])).last_hidden_state[0, -1].sum() for p in prompts).backward()
@@ -126,10 +133,26 @@ def test_a_recipe_with_an_unknown_key_is_refused() -> None:
         Recipe.model_validate({"learning_rat": 1})
 
 
-def test_possible_replies_are_two_for_a_line() -> None:
+def test_a_line_has_a_verdict_and_a_named_drift() -> None:
     item = load_items(["calibration"], "dev")[0]
     [ask] = next(judge(item.transcript, [item.metric]))
-    assert ask.schema is not None and len(possible_replies(ask.schema.model_json_schema()) or []) == 2
+    assert ask.schema is not None
+    assert len(possible_replies(ask.schema.model_json_schema()) or []) == 2 * (1 + len(LINE_DRIFTS))
+
+
+def test_a_drift_is_learned_down_to_its_name() -> None:
+    chat = Chat(tiny_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}"))
+    items = [i for i in load_items(["calibration"], "train") if i.metric == "prompt_to_line"]
+    for item in items[:200]:
+        example = example_of(item, chat)
+        said = [choice.allowed[choice.target.index(1.0)] for choice in example.choices]
+        assert all(sum(choice.target) == pytest.approx(1) for choice in example.choices)
+        reply = chat.tokenizer.decode([*example.ids[example.choices[0].place :], said[-1]])
+        if item.label == "consistent":
+            assert len(said) == 1
+        else:
+            rest = json.dumps({"verdict": item.label, "drift": item.kind})
+            assert rest.replace(" ", "").find(reply.replace(" ", "")) > 0, (reply, rest)
 
 
 def test_an_interrupted_run_resumes_to_the_same_adapter(

@@ -29,8 +29,8 @@ from persona_tasks.calibration import load_items
 from persona_tasks.embedded.chat import Chat
 from persona_tasks.embedded.weights import load_model
 from training import recipe as common
-from training.judge_data import Example, balanced, examples_of, training_items
-from training.shared_prefix import Group, group, hidden_at_ends
+from training.judge_data import Example, balanced, example_of, training_items
+from training.shared_prefix import Group, group, hidden_at
 
 
 class Recipe(common.Recipe):
@@ -40,6 +40,7 @@ class Recipe(common.Recipe):
     derived: int = Field(3, ge=0, description="Derived lines per persona, of each kind and label.")
     epochs: float = Field(3, gt=0)
     learning_rate: float = Field(3e-4, gt=0)
+    detail: float = Field(0.3, ge=0, description="Weight of naming the drift, or the line, beside the verdict's 1.")
     rank: int = Field(16, gt=0)
     first_layer: int = Field(0, ge=0, description="Layers below this one stay as they are, and need no gradients.")
     tokens: int = Field(4096, gt=0, description="Computed at once; see training.shared_prefix.")
@@ -52,7 +53,8 @@ class Groups(Dataset[dict[str, Any]]):
     def __init__(self, examples: Sequence[Example], tokens: int):
         self.examples = list(examples)
         keys = [f"{example.item.metric} {_prefix_key(example)}" for example in self.examples]
-        self.groups = group([example.ids for example in self.examples], keys, tokens)
+        first = [example.choices[0].place for example in self.examples]
+        self.groups = group([example.ids for example in self.examples], keys, tokens, first)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -68,26 +70,32 @@ def _prefix_key(example: Example) -> str:
 
 
 class JudgeTrainer(Trainer):
-    """Cross-entropy over the tokens that a judge chooses among."""
+    """Cross-entropy over the tokens that a judge chooses among; what follows a verdict weighs `detail`."""
+
+    detail: float
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        choices = choice_logits(model, inputs["group"], inputs["examples"])
-        losses = [
-            example.weight * -(torch.tensor(example.target, device=logits.device) * logits.log_softmax(-1)).sum()
-            for example, logits in zip(inputs["examples"], choices, strict=True)
-        ]
+        losses = []
+        for example, choices in zip(
+            inputs["examples"], choice_logits(model, inputs["group"], inputs["examples"]), strict=True
+        ):
+            verdict, *others = (
+                -(torch.tensor(choice.target, device=logits.device) * logits.log_softmax(-1)).sum()
+                for choice, logits in zip(example.choices, choices, strict=True)
+            )
+            losses.append(example.weight * (verdict + self.detail * sum(others)))
         return torch.stack(losses).mean()
 
 
-def choice_logits(model: Any, batch: Group, examples: Sequence[Example]) -> Iterator[Tensor]:
-    """For each example the logits of its allowed tokens, float32."""
+def choice_logits(model: Any, batch: Group, examples: Sequence[Example]) -> Iterator[list[Tensor]]:
+    """For each example, and each of its choices, the logits of the allowed tokens, float32."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden = hidden_at_ends(inner.model, batch)
-    for state, example in zip(hidden, examples, strict=True):
-        rows = inner.lm_head.weight[list(example.allowed)]
-        yield (rows @ state).float()
+    places = [[choice.place for choice in example.choices] for example in examples]
+    for states, example in zip(hidden_at(inner.model, batch, places), examples, strict=True):
+        rows = [inner.lm_head.weight[list(choice.allowed)] for choice in example.choices]
+        yield [(row @ state).float() for row, state in zip(rows, states, strict=True)]
 
 
 @torch.no_grad()
@@ -97,13 +105,12 @@ def validate(model: Any, groups: Groups) -> dict[str, float]:
     seen: dict[str, list[tuple[bool, float]]] = {}
     for number in range(len(groups)):
         batch = groups[number]
-        for example, logits in zip(
+        for example, (logits, *_) in zip(
             batch["examples"], choice_logits(model, batch["group"], batch["examples"]), strict=True
         ):
-            if example.contradicts:
-                p = float(logits.softmax(-1)[torch.tensor(example.contradicts)].sum())
-                item = example.item
-                seen.setdefault(f"{item.set}/{item.metric}", []).append((item.label == "contradicts", p))
+            p = float(logits.softmax(-1)[torch.tensor(example.contradicts)].sum())
+            item = example.item
+            seen.setdefault(f"{item.set}/{item.metric}", []).append((item.label == "contradicts", p))
     return {
         name: round(float(roc_auc_score(*zip(*pairs, strict=True))), 4)
         for name, pairs in seen.items()
@@ -131,12 +138,12 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
     model.set_attn_implementation("sdpa")
     chat = Chat(tokenizer)
     items = training_items(recipe.half, recipe.seed, recipe.derived)
-    examples = balanced([example for item, context in items for example in examples_of(item, chat, context)])
-    held_out = [example for item in load_items(split="dev") for example in examples_of(item, chat)]
+    examples = balanced([example_of(item, chat, context) for item, context in items])
+    held_out = [example_of(item, chat) for item in load_items(split="dev")]
     training, validation = Groups(examples, recipe.tokens), Groups(held_out, recipe.tokens)
     tokens = sum(chosen.tokens for chosen in training.groups)
     alone = sum(len(example.ids) for example in examples)
-    print(f"{len(items)} items, {len(examples)} choices, {tokens} tokens in {len(training)} groups ({alone} unshared)")
+    print(f"{len(items)} items, {tokens} tokens in {len(training)} groups ({alone} unshared)")
 
     lora = common.lora(recipe.rank, recipe.first_layer, model.config.num_hidden_layers, dropout=0.05)
     peft_model = get_peft_model(model, lora)
@@ -161,6 +168,7 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
         model=peft_model, args=arguments, train_dataset=training, data_collator=lambda batch: batch[0],
         callbacks=[Validation(validation, log)],
     )  # fmt: skip
+    trainer.detail = recipe.detail
     trainer.train(resume_from_checkpoint=resume)
     common.save_adapter(peft_model, recipe.base, out / "adapter")
     found: dict[str, float] = validate(peft_model, validation)  # without types behind torch's decorator

@@ -6,10 +6,13 @@ one that gives another contradicts, and so does a statement of age, home town or
 
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from typing import Any
 
 from persona_tasks.calibration import CONTRAST, SETS, Item, load_items
 from persona_tasks.embedded.chat import Chat
@@ -17,6 +20,7 @@ from persona_tasks.embedded.guided import branch, possible_replies
 from persona_tasks.personas import Persona, load_bank
 from persona_tasks.protocol.judging import judge
 from persona_tasks.protocol.prompts import persona_text
+from persona_tasks.protocol.verdicts import LINE_DRIFTS, NO_DRIFT
 from persona_tasks.transcript import Outcome, Transcript, Turn
 
 STATEMENTS = {
@@ -31,21 +35,34 @@ STATEMENTS = {
 
 
 @dataclass(frozen=True)
-class Example:
-    """A prompt that ends where the judge chooses, and how it should.
+class Choice:
+    """A place in a reply where the judge chooses, and how it should.
 
     Attributes:
-        ids: The prompt, with as much of the reply as is certain.
+        place: So many tokens of the example are read before it.
         allowed: Tokens to choose from.
         target: The right distribution over them.
-        contradicts: Index in `allowed` -> whether that choice means "contradicts"; empty for the number of a line.
+    """
+
+    place: int
+    allowed: tuple[int, ...]
+    target: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with the right reply as far as it has to be read, and the choices made on the way.
+
+    Attributes:
+        ids: The prompt and the reply up to the last choice.
+        choices: The verdict first; after a contradiction the drift, or the number of the line.
+        contradicts: Index in the tokens of the first choice -> whether that token means "contradicts".
         item: What it is about.
         weight: Of this example in the loss.
     """
 
     ids: tuple[int, ...]
-    allowed: tuple[int, ...]
-    target: tuple[float, ...]
+    choices: tuple[Choice, ...]
     contradicts: tuple[bool, ...]
     item: Item
     weight: float = 1.0
@@ -124,45 +141,62 @@ def _derived(persona: Persona, partner: str, line: str, right: bool) -> Item:
         turns=[Turn(partner=partner, line=line)],
     )
     label: Outcome = "consistent" if right else "contradicts"
-    return Item(transcript.id, "derived", "prompt_to_line", persona.scenario, transcript, 1, label, "fact")
+    drift = "" if right else "fact_contradiction"
+    return Item(transcript.id, "derived", "prompt_to_line", persona.scenario, transcript, 1, label, drift)
 
 
-def examples_of(item: Item, chat: Chat, context: bool = False) -> list[Example]:
-    """The choices that a judge makes about an item: the verdict, and after a conflict the number of a line."""
+def example_of(item: Item, chat: Chat, context: bool = False) -> Example:
+    """What a judge is asked about an item, and the choices that make up the right reply.
+
+    Args:
+        context: Show the judge the partner's line.
+    """
     asks = next(judge(item.transcript, [item.metric], context=context, turns=[item.turn]))
     schema = asks[0].schema
     assert schema is not None
     replies = possible_replies(schema.model_json_schema())
     assert replies is not None
-    prompt = tuple(chat.ids([message._asdict() for message in asks[0].messages]))
-    coded = {reply: tuple(chat.tokenizer(reply, add_special_tokens=False)["input_ids"]) for reply in replies}
-    if item.metric == "prompt_to_line":
-        right = {reply for reply in replies if f'"{item.label}"' in reply}
-    else:
-        right = {reply for reply in replies if any(f"[{turn}]" in reply for turn in item.conflicts)}
-        right = right or {reply for reply in replies if "[]" in reply}
-    found: list[Example] = []
-    while len(coded) > 1:
-        certain, groups = branch(coded)
+    ids = tuple(chat.ids([message._asdict() for message in asks[0].messages]))
+    left = {reply: tuple(chat.tokenizer(reply, add_special_tokens=False)["input_ids"]) for reply in replies}
+    right = {reply for reply in replies if _is_right(json.loads(reply), item)}
+    choices: list[Choice] = []
+    contradicts: tuple[bool, ...] = ()
+    while len(left) > 1:
+        certain, groups = branch(left)
         allowed = tuple(sorted(groups))
         hits = [len(right & set(groups[token])) for token in allowed]
-        target = tuple(hit / sum(hits) for hit in hits)
-        harmless = [any(mark in groups[token][0] for mark in ('"consistent"', "[]")) for token in allowed]
-        meaning = () if found else tuple(not calm for calm in harmless)
-        found.append(Example((*prompt, *certain), allowed, target, meaning, item))
-        coded = {reply: coded[reply] for reply in groups[allowed[hits.index(max(hits))]]}
-    return found
+        choices.append(Choice(len(ids) + len(certain), allowed, tuple(hit / sum(hits) for hit in hits)))
+        if not contradicts:
+            contradicts = tuple(not _harmless(json.loads(groups[token][0])) for token in allowed)
+        best = allowed[hits.index(max(hits))]
+        if item.label == "consistent" or groups[best] == [*right]:
+            break  # what follows is certain, or about nothing
+        left = {reply: left[reply] for reply in groups[best]}
+    whole = (*ids, *certain)
+    return Example(whole, tuple(choices), contradicts, item)
+
+
+def _harmless(reply: dict[str, Any]) -> bool:
+    return reply["verdict"] == "consistent" if "verdict" in reply else not reply["conflicts"]
+
+
+def _is_right(reply: dict[str, Any], item: Item) -> bool:
+    """Whether a possible reply is the label. A drift that no line shows, or an unnamed one, may be any."""
+    if "conflicts" in reply:
+        return any(turn in item.conflicts for turn in reply["conflicts"]) or not (item.conflicts or reply["conflicts"])
+    if reply["verdict"] != item.label:
+        return False
+    if item.label == "consistent":
+        return bool(reply["drift"] == NO_DRIFT)
+    return bool(reply["drift"] == item.kind if item.kind in LINE_DRIFTS else reply["drift"] != NO_DRIFT)
 
 
 def balanced(examples: Sequence[Example]) -> list[Example]:
-    """The same examples, weighted so that both verdicts of a metric and set weigh alike, and the mean weight is 1."""
-    counts: dict[tuple[str, str, str], int] = {}
-    for example in examples:
-        key = (example.item.set, example.item.metric, example.item.label)
-        counts[key] = counts.get(key, 0) + bool(example.contradicts)
+    """The same examples, weighted so that both verdicts of a metric and set weigh alike."""
+    counts = Counter((example.item.set, example.item.metric, example.item.label) for example in examples)
     weighted = []
     for example in examples:
         key = (example.item.set, example.item.metric, example.item.label)
         both = sum(count for other, count in counts.items() if other[:2] == key[:2])
-        weighted.append(replace(example, weight=min(4.0, both / (2 * max(1, counts[key])))))
+        weighted.append(replace(example, weight=min(4.0, both / (2 * counts[key]))))
     return weighted

@@ -145,7 +145,8 @@ def _row(transcript: Transcript, verdict: Verdict, cites: Cites) -> str:
         where = f"after {verdict.turn}" if probe.persona else "without persona"
         said = f"{transcript.questions[probe.question].question} — {probe.answer}"
     why = " ".join([*(cites.of(turn) for turn in verdict.conflicts), verdict.reason])
-    cells = (where, MARKS[verdict.outcome], said, why)
+    mark = MARKS[verdict.outcome] + (f", {verdict.drift}" if verdict.drift else "")
+    cells = (where, mark, said, why)
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -6,11 +6,15 @@ import json
 import re
 from collections.abc import Iterable
 from functools import cache
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model, model_validator
 
-from persona_tasks.personas import Question
+from persona_tasks.personas import DriftType, Question
+
+LINE_DRIFTS = tuple(name for name in get_args(DriftType) if name != "self_contradiction")  # what one line can show
+NO_DRIFT = "none"
+DriftName = Annotated[str, WithJsonSchema({"type": "string", "enum": [NO_DRIFT, *LINE_DRIFTS]})]
 
 
 class Reply(BaseModel):
@@ -21,9 +25,16 @@ class Reply(BaseModel):
 
 
 class LineReply(Reply):
-    """prompt_to_line: does the line contradict the persona?"""
+    """prompt_to_line: does the line contradict the persona, and how?"""
 
     verdict: Literal["consistent", "contradicts"]
+    drift: DriftName = Field(description="How it contradicts; none if it is consistent.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_verdict_counts_without_its_drift(cls, value: Any) -> Any:
+        known = isinstance(value, dict) and value.get("drift") in LINE_DRIFTS
+        return value if known or not isinstance(value, dict) else {**value, "drift": NO_DRIFT}
 
 
 class ConflictReply(Reply):

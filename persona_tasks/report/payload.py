@@ -48,8 +48,8 @@ def payload(runs: Sequence[Run]) -> dict[str, Any]:
     Returns:
         models: names of the runs. personas: [{id, text, setting, questions: [[question, right answer or ""]]}].
         dialogues: [{id, m, p, s, seed, partner, ended, turns: [[partner's line, line]], v: {metric: [[code, reason,
-        conflicts] or null per turn]}, q: [[turn, question, answer, code, reason, with persona]], score and first:
-        {metric: number or null}, monitors}]. Codes: c consistent, x contradicts, u unparsed.
+        conflicts, drift] or null per turn]}, q: [[turn, question, answer, code, reason, with persona]],
+        score and first: {metric: number or null}, monitors}]. Codes: c consistent, x contradicts, u unparsed.
     """
     personas: dict[str, int] = {}
     shared: list[dict[str, Any]] = []
@@ -96,7 +96,7 @@ def _dialogue(record: Judged) -> dict[str, Any]:
     for metric in LINE_METRICS:
         places: list[Any] = [None] * len(said.turns)
         for verdict in record.of(metric):
-            places[verdict.turn - 1] = [CODES[verdict.outcome], _why(verdict), verdict.conflicts]
+            places[verdict.turn - 1] = [CODES[verdict.outcome], _why(verdict), verdict.conflicts, verdict.drift or ""]
         verdicts[metric] = places
     monitors = {name: round(value, 3) for name, value in monitor(said).items()} if said.turns else {}
     return {

@@ -21,7 +21,7 @@
 
   const { models, personas, dialogues } = await unpack($("#data").textContent);
   const turns = Math.max(1, ...dialogues.map((dialogue) => dialogue.turns.length));
-  const state = { scenario: "all", text: "", metric: "prompt_to_line", first: "", model: "" };
+  const state = { scenario: "all", text: "", metric: "prompt_to_line", first: "", drift: "", model: "" };
   let shown = []; // numbers of the dialogues that pass the filters, in the order of the rows
   let rows = []; // row of each dialogue, by its number
 
@@ -92,11 +92,19 @@
       ...dialogue.q.map((answer) => answer[2])].join("\n").toLowerCase();
     return dialogue.words;
   };
+  // What kinds of drift a dialogue shows: as the judge names them, and a line that contradicts an earlier one.
+  const drifts = (dialogue) => {
+    dialogue.drifts ??= new Set([...dialogue.v.prompt_to_line.map((verdict) => verdict && verdict[0] === "x" && verdict[3]).filter(Boolean),
+      ...(dialogue.v.line_to_line.some((verdict) => verdict && verdict[0] === "x") ? ["self_contradiction"] : [])]);
+    return dialogue.drifts;
+  };
+  const spoken = (name) => name.replaceAll("_", " ");
   const passes = (dialogue) => {
     const first = dialogue.first[state.metric];
     return (state.scenario === "all" || dialogue.s === state.scenario)
       && (state.model === "" || dialogue.m === Number(state.model))
       && (state.first === "" || (state.first === "never" ? first === null : first === Number(state.first)))
+      && (state.drift === "" || drifts(dialogue).has(state.drift))
       && (state.text === "" || words(dialogue).includes(state.text));
   };
   const filter = () => {
@@ -154,8 +162,8 @@
     line.firstChild.append(...text);
     return line;
   };
-  const persona = (verdict) => told(verdict[0],
-    [{ c: "fits the persona", x: "contradicts the persona", u: "against the persona: not readable" }[verdict[0]]], verdict[1]);
+  const persona = ([code, why, , drift]) => told(code,
+    [{ c: "fits the persona", x: `contradicts the persona${drift ? `: ${spoken(drift)}` : ""}`, u: "against the persona: not readable" }[code]], why);
   const before = ([code, why, conflicts]) => {
     if (code === "c") return told(code, ["fits the lines before"], why);
     if (code === "u") return told(code, ["against the lines before: not readable"], why);
@@ -272,9 +280,15 @@
   $("#filters").addEventListener("submit", (event) => event.preventDefault());
   $("#text").addEventListener("input", (event) => { state.text = event.target.value.trim().toLowerCase(); filter(); });
   $("#first").addEventListener("change", (event) => { state.first = event.target.value; filter(); });
+  $("#drift").addEventListener("change", (event) => { state.drift = event.target.value; filter(); });
   $("#model")?.addEventListener("change", (event) => { state.model = event.target.value; filter(); });
   $("#metric").addEventListener("change", (event) => { state.metric = event.target.value; build(); });
   $("#scenarios")?.addEventListener("change", (event) => { state.scenario = event.target.value; showScenario(); filter(); });
+  const counts = new Map();
+  for (const dialogue of dialogues) for (const name of drifts(dialogue)) counts.set(name, (counts.get(name) ?? 0) + 1);
+  $("#drift").append(...[...counts].sort(([a, m], [b, n]) => n - m || a.localeCompare(b))
+    .map(([name, count]) => el("option", { value: name }, `${spoken(name)} (${count})`)));
+  $("#drift").parentElement.hidden = !counts.size; // of a judge that names none
   showScenario();
   build();
   const linked = Number(/^#dialogue-(\d+)$/.exec(location.hash)?.[1]) - 1;
