@@ -2,8 +2,9 @@
 
 Two sets, in the splits of the personas: the *calibration* set, composed, balanced and with its reasons
 (``bank/calibration/<scenario>/<split>.yaml``), and the *on-policy* set, what the embedded model really said, read line
-by line (``<split>.on-policy.jsonl`` beside it). A third is for training alone: *contrast* pairs, two answers alike in
-all but their label (``train.contrast.yaml``). How they were labelled: docs/labelling.md and docs/calibration.md.
+by line (``<split>.on-policy.jsonl`` beside it). Two more are for training alone: *contrast* pairs, two answers alike in
+all but their label (``train.contrast.yaml``), and on-policy lines *rewritten* as little as turns their label
+(``train.rewritten.jsonl``). How they were labelled: docs/labelling.md and docs/calibration.md.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from persona_tasks.transcript import Metric, Outcome, Transcript, Turn
 
 FOLDER = BANK / "calibration"
 SETS = ("calibration", "on_policy")
-CONTRAST = "contrast"  # train split only
+CONTRAST, REWRITTEN = "contrast", "rewritten"  # train split only
 
 Label = Literal["consistent", "contradicts", "unclear"]
 
@@ -75,6 +76,16 @@ class LabelledTurn(Labelled):
     conflicts: tuple[int, ...] = ()
 
 
+class RewrittenLine(Labelled):
+    """An on-policy line changed as little as it takes to turn its label."""
+
+    id: str = Field(description="Of the on-policy dialogue.")
+    turn: int
+    line: str
+    label: Literal["consistent", "contradicts"] = Field(description="Of the rewritten line.")
+    drift: str = Field(description="Of the contradicting one, which is this line or the one that was said.")
+
+
 class LabelledDialogue(BaseModel):
     """A dialogue with a label for each of its lines."""
 
@@ -121,7 +132,7 @@ def load_items(
     """The labelled items of our sets; what is labelled `unclear` is left out.
 
     Args:
-        sets: Of `SETS`, and `CONTRAST`.
+        sets: Of `SETS`, and `CONTRAST` and `REWRITTEN`.
         split: One split, or "all".
         scenario: One scenario, or "all".
         metric: "prompt_to_line", "line_to_line" or "all".
@@ -133,7 +144,7 @@ def load_items(
     for value, known in ((split, (*SPLITS, "all")), (scenario, (*scenarios, "all")), (metric, (*METRICS, "all"))):
         if value not in known:
             raise BankError(f"{value!r} is none of {', '.join(known)}")
-    readers = {"calibration": _composed, "on_policy": _on_policy, CONTRAST: _contrast}
+    readers = {"calibration": _composed, "on_policy": _on_policy, CONTRAST: _contrast, REWRITTEN: _rewritten}
     if unknown := [name for name in sets if name not in readers]:
         raise BankError(f"{unknown[0]!r} is none of {', '.join(readers)}")
     files = [
@@ -185,6 +196,25 @@ def _contrast(scenario: str, split: str) -> tuple[Item, ...]:
             name = f"{scenario}/{split}/contrast/{number}/{label}"
             transcript = _transcript(pair.persona, name, [Turn(partner=pair.partner, line=getattr(pair, label))])
             items.append(Item(name, CONTRAST, "prompt_to_line", scenario, transcript, 1, label, pair.kind))
+    return tuple(items)
+
+
+@cache
+def _rewritten(scenario: str, split: str) -> tuple[Item, ...]:
+    if split != "train":
+        return ()
+    file = FOLDER / scenario / f"{split}.rewritten.jsonl"
+    said = {dialogue.id: dialogue for dialogue in load_dialogues(scenario, split)}
+    items = []
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        entry = _validated(RewrittenLine, json.loads(text), f"{file}, line {number}")
+        if entry.id not in said or not 1 <= entry.turn <= len(said[entry.id].turns):
+            raise BankError(f"{file}, line {number}: there is no turn {entry.turn} of {entry.id}")
+        heard = said[entry.id].turns[entry.turn - 1].partner
+        name = f"{entry.id}/{entry.turn}/rewritten"
+        transcript = _transcript(said[entry.id].persona, name, [Turn(partner=heard, line=entry.line)])
+        drift = entry.drift if entry.label == "contradicts" else ""
+        items.append(Item(name, REWRITTEN, "prompt_to_line", scenario, transcript, 1, entry.label, drift))
     return tuple(items)
 
 

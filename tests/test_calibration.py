@@ -11,7 +11,7 @@ import pytest
 import yaml
 from sklearn.metrics import cohen_kappa_score
 
-from persona_tasks.calibration import CONTRAST, FOLDER, load_dialogues, load_injections, load_items
+from persona_tasks.calibration import CONTRAST, FOLDER, REWRITTEN, load_dialogues, load_injections, load_items
 from persona_tasks.personas import SPLITS, BankError, load_bank
 
 SCENARIOS = ("chat", "education", "service", "therapy")
@@ -43,6 +43,19 @@ def test_contrast_pairs_are_for_training_alone_and_differ_in_their_label_not_the
     assert load_items([CONTRAST], "test") == []
 
 
+def test_rewritten_lines_turn_the_label_of_the_line_that_was_said() -> None:
+    items = load_items([REWRITTEN], "all")
+    assert len(items) > 500 and load_items([REWRITTEN], "test") == []
+    said = {d.id: d for scenario in SCENARIOS for d in load_dialogues(scenario, "train")}
+    drifts = set(re.findall(r"^\| `(\w+)`", GUIDELINE.read_text(encoding="utf-8"), re.MULTILINE))
+    for item in items:
+        dialogue, turn = item.id.removesuffix("/rewritten").rsplit("/", 1)
+        was = said[dialogue].turns[int(turn) - 1]
+        assert {was.label, item.label} == {"consistent", "contradicts"}, item.id
+        assert was.line != item.transcript.lines[0] and was.partner == item.transcript.turns[0].partner
+        assert (item.kind in drifts) == (item.label == "contradicts")
+
+
 @pytest.mark.parametrize("name", ["calibration", "on_policy"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_items_are_in_the_split_of_their_persona(name: str, split: str) -> None:
@@ -50,13 +63,16 @@ def test_items_are_in_the_split_of_their_persona(name: str, split: str) -> None:
     assert {persona.split for persona in personas} == {split}
 
 
-def test_the_on_policy_set_has_a_label_for_each_of_1600_lines() -> None:
+def test_the_on_policy_set_has_a_label_for_each_line() -> None:
     dialogues = [d for scenario in SCENARIOS for split in SPLITS for d in load_dialogues(scenario, split)]
     drifts = set(re.findall(r"^\| `(\w+)`", GUIDELINE.read_text(encoding="utf-8"), re.MULTILINE))
     assert len(drifts) == 12
-    assert len({d.persona for d in dialogues}) == len(dialogues) == 160
-    turns = [turn for d in dialogues for turn in d.turns]
-    assert len(turns) == 1600
+    assert len({d.persona for d in dialogues}) == 160
+    assert len({d.id for d in dialogues}) == len(dialogues) == 160 + 2 * 96
+    assert sum(len(d.turns) for d in dialogues if d.id.endswith("/0")) == 1600
+    further = [d for d in dialogues if not d.id.endswith("/0")]
+    assert {load_bank().persona(d.persona).split for d in further} == {"train"}
+    assert sum(len(d.turns) for d in further) == 1536
     for dialogue in dialogues:
         for number, turn in enumerate(dialogue.turns, start=1):
             assert (turn.drift in drifts) == (turn.label == "contradicts"), (dialogue.id, number)
@@ -107,6 +123,20 @@ def test_agreement_of_the_second_pass_on_policy_is_what_the_docs_say() -> None:
     clear = [pair for pair in labels if "unclear" not in pair]
     pairs = [(first[entry["id"], entry["turn"]][1], bool(entry["conflicts"])) for entry in second if entry["turn"] > 1]
     for name, found in (("three labels", labels), ("two labels", clear), ("conflicts", pairs)):
+        kappa, agreed = cohen_kappa_score(*zip(*found, strict=True)), sum(a == b for a, b in found)
+        assert f"| {name} | {agreed} of {len(found)} | {kappa:.2f} |" in DOCS.read_text(encoding="utf-8")
+
+
+def test_agreement_of_the_second_pass_on_further_and_rewritten_lines_is_what_the_docs_say() -> None:
+    file = FOLDER / "second_pass.further.jsonl"
+    second = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    first = on_policy_labels()
+    turned = {item.id: item.label for item in load_items([REWRITTEN], "train")}
+    further = [(first[e["id"], e["turn"]][0], e["label"]) for e in second if not e["rewritten"]]
+    clear = [pair for pair in further if "unclear" not in pair]
+    rewritten = [(turned[f"{e['id']}/{e['turn']}/rewritten"], e["label"]) for e in second if e["rewritten"]]
+    rows = {"further lines, three labels": further, "further lines, two labels": clear}
+    for name, found in (rows | {"rewritten lines, three labels": rewritten}).items():
         kappa, agreed = cohen_kappa_score(*zip(*found, strict=True)), sum(a == b for a, b in found)
         assert f"| {name} | {agreed} of {len(found)} | {kappa:.2f} |" in DOCS.read_text(encoding="utf-8")
 

@@ -28,6 +28,7 @@ from transformers.trainer_utils import set_seed
 from persona_tasks.calibration import load_items
 from persona_tasks.embedded.chat import Chat
 from persona_tasks.embedded.weights import load_model
+from persona_tasks.transcript import Outcome
 from training import recipe as common
 from training.judge_data import Example, balanced, example_of, training_items
 from training.shared_prefix import Group, group, hidden_at
@@ -41,6 +42,7 @@ class Recipe(common.Recipe):
     epochs: float = Field(3, gt=0)
     learning_rate: float = Field(3e-4, gt=0)
     detail: float = Field(0.3, ge=0, description="Weight of naming the drift, or the line, beside the verdict's 1.")
+    ranking: float = Field(0.5, ge=0, description="Weight of telling a persona's lines apart, beside the verdicts'.")
     rank: int = Field(16, gt=0)
     first_layer: int = Field(0, ge=0, description="Layers below this one stay as they are, and need no gradients.")
     tokens: int = Field(4096, gt=0, description="Computed at once; see training.shared_prefix.")
@@ -70,14 +72,20 @@ def _prefix_key(example: Example) -> str:
 
 
 class JudgeTrainer(Trainer):
-    """Cross-entropy over the tokens that a judge chooses among; what follows a verdict weighs `detail`."""
+    """Cross-entropy over the tokens that a judge chooses among; what follows a verdict weighs `detail`.
+
+    To it comes, weighed `ranking`, how often a line that contradicts looks better than one of the same group that does
+    not: the logistic loss of the difference of their log-odds, over all such pairs (RankNet, Burges et al. 2005).
+    """
 
     detail: float
+    ranking: float
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         losses = []
+        odds: dict[Outcome, list[Tensor]] = {"contradicts": [], "consistent": []}
         for example, choices in zip(
             inputs["examples"], choice_logits(model, inputs["group"], inputs["examples"]), strict=True
         ):
@@ -86,7 +94,18 @@ class JudgeTrainer(Trainer):
                 for choice, logits in zip(example.choices, choices, strict=True)
             )
             losses.append(example.weight * (verdict + self.detail * sum(others)))
-        return torch.stack(losses).mean()
+            odds[example.item.label].append(log_odds(choices[0], example))
+        loss = torch.stack(losses).mean()
+        if self.ranking and all(odds.values()):
+            guilty, innocent = (torch.stack(found) for found in odds.values())
+            loss = loss + self.ranking * torch.nn.functional.softplus(innocent[None] - guilty[:, None]).mean()
+        return loss
+
+
+def log_odds(logits: Tensor, example: Example) -> Tensor:
+    """Of "contradicts" against "consistent", from the logits of the first choice."""
+    guilty = torch.tensor(example.contradicts, device=logits.device)
+    return logits[guilty].logsumexp(0) - logits[~guilty].logsumexp(0)
 
 
 def choice_logits(model: Any, batch: Group, examples: Sequence[Example]) -> Iterator[list[Tensor]]:
@@ -108,9 +127,8 @@ def validate(model: Any, groups: Groups) -> dict[str, float]:
         for example, (logits, *_) in zip(
             batch["examples"], choice_logits(model, batch["group"], batch["examples"]), strict=True
         ):
-            p = float(logits.softmax(-1)[torch.tensor(example.contradicts)].sum())
-            item = example.item
-            seen.setdefault(f"{item.set}/{item.metric}", []).append((item.label == "contradicts", p))
+            item, odds = example.item, float(log_odds(logits, example))
+            seen.setdefault(f"{item.set}/{item.metric}", []).append((item.label == "contradicts", odds))
     return {
         name: round(float(roc_auc_score(*zip(*pairs, strict=True))), 4)
         for name, pairs in seen.items()
@@ -145,7 +163,7 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
     alone = sum(len(example.ids) for example in examples)
     print(f"{len(items)} items, {tokens} tokens in {len(training)} groups ({alone} unshared)")
 
-    lora = common.lora(recipe.rank, recipe.first_layer, model.config.num_hidden_layers, dropout=0.05)
+    lora = common.lora(recipe.rank, recipe.first_layer, model.config.num_hidden_layers)
     peft_model = get_peft_model(model, lora)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
@@ -168,7 +186,7 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
         model=peft_model, args=arguments, train_dataset=training, data_collator=lambda batch: batch[0],
         callbacks=[Validation(validation, log)],
     )  # fmt: skip
-    trainer.detail = recipe.detail
+    trainer.detail, trainer.ranking = recipe.detail, recipe.ranking
     trainer.train(resume_from_checkpoint=resume)
     common.save_adapter(peft_model, recipe.base, out / "adapter")
     found: dict[str, float] = validate(peft_model, validation)  # without types behind torch's decorator

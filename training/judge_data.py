@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
-from persona_tasks.calibration import CONTRAST, SETS, Item, load_items
+from persona_tasks.calibration import CONTRAST, REWRITTEN, SETS, Item, load_items
 from persona_tasks.embedded.chat import Chat
 from persona_tasks.embedded.guided import branch, possible_replies
 from persona_tasks.personas import Persona, load_bank
@@ -85,7 +85,7 @@ def training_items(half: str, seed: int, derived: int) -> list[tuple[Item, bool]
     personas = half_of(bank.select("all", "train"), half)
     ids = {persona.id for persona in personas}
     rng = random.Random(seed)
-    labelled = [item for item in load_items((*SETS, CONTRAST), "train") if item.transcript.persona_id in ids]
+    labelled = [item for item in load_items((*SETS, CONTRAST, REWRITTEN), "train") if item.transcript.persona_id in ids]
     # short answers of the contrast pairs say nothing without the question
     items = [(item, item.set == CONTRAST) for item in _thinned(labelled, rng)]
     for persona in personas:

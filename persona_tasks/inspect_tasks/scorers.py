@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from logging import getLogger
+from textwrap import shorten
 from typing import Any
 
 from inspect_ai.scorer import Metric as InspectMetric
@@ -24,6 +25,7 @@ from persona_tasks.transcript import Metric, Transcript, Verdict
 logger = getLogger(__name__)
 
 CLUSTERED: list[InspectMetric] = [mean(), stderr(cluster="persona_id"), ci(cluster="persona_id")]
+SHOWN = 140  # characters of a line in the table of verdicts; the viewer links the whole
 MARKS = {"consistent": "consistent", "contradicts": "**contradicts**", "unparsed": "unparsed"}
 
 
@@ -146,7 +148,7 @@ def _row(transcript: Transcript, verdict: Verdict, cites: Cites) -> str:
         said = f"{transcript.questions[probe.question].question} — {probe.answer}"
     why = " ".join([*(cites.of(turn) for turn in verdict.conflicts), verdict.reason])
     mark = MARKS[verdict.outcome] + (f", {verdict.drift}" if verdict.drift else "")
-    cells = (where, mark, said, why)
+    cells = (where, mark, shorten(said, SHOWN, placeholder=" …"), why)
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 

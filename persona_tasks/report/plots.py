@@ -63,7 +63,7 @@ STYLE: dict[Any, Any] = {
 Arguments = ParamSpec("Arguments")
 
 
-def _styled(plot: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+def styled(plot: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     """Draw with our style, whatever the user's matplotlibrc says."""
 
     @wraps(plot)
@@ -74,7 +74,7 @@ def _styled(plot: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     return draw
 
 
-@_styled
+@styled
 def drift_curves(frame: pd.DataFrame, legend: bool = True) -> Figure:
     """Score by turn with its 95 % band, a row for each metric and a column for each scenario.
 
@@ -92,7 +92,7 @@ def drift_curves(frame: pd.DataFrame, legend: bool = True) -> Figure:
     return _facets(frame, "turn", panel, "score", legend)
 
 
-@_styled
+@styled
 def survival_curves(frame: pd.DataFrame, legend: bool = True) -> Figure:
     """Share of dialogues without a contradiction by turn, with its band; a ring marks each half-life.
 
@@ -110,7 +110,7 @@ def survival_curves(frame: pd.DataFrame, legend: bool = True) -> Figure:
     return _facets(frame, "turn", panel, "without a contradiction", legend, steps=True)
 
 
-@_styled
+@styled
 def training_curves(frame: pd.DataFrame, legend: bool = True) -> Figure:
     """Rewards and monitors by training step, a panel for each measure, a line for each run.
 
@@ -123,7 +123,7 @@ def training_curves(frame: pd.DataFrame, legend: bool = True) -> Figure:
     return _facets(part, "step", lambda axes, part: None, "", legend, wrap=3)
 
 
-@_styled
+@styled
 def heat_map(matrix: pd.DataFrame, title: str = "") -> Figure:
     """Dialogues by turns, coloured by verdict, one panel for each model.
 
