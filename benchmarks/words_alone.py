@@ -16,14 +16,15 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline, make_union
 
-from persona_tasks.calibration import CONTRAST, Item, load_items
+from persona_tasks.calibration import CONTRAST, REWRITTEN, Item, load_items
 
 TRAINED_ON = {
     "on-policy lines": ["on_policy"],
     "composed lines": ["calibration"],
     "composed and on-policy lines": ["calibration", "on_policy"],
     "contrast pairs": [CONTRAST],
-    "all three": ["calibration", "on_policy", CONTRAST],
+    "rewritten lines": [REWRITTEN],
+    "all four": ["calibration", "on_policy", CONTRAST, REWRITTEN],
 }
 
 
@@ -53,7 +54,7 @@ def main() -> None:
         model = bag_of_words().fit(lines_of(items), labels_of(items))
         found = [roc_auc_score(labels_of(d), model.decision_function(lines_of(d))) for d in dev.values()]
         table.add_row(title, *(f"{auc:.2f}" for auc in found))
-    pairs = load_items([CONTRAST], "train")
+    pairs = load_items([CONTRAST], "train", metric="prompt_to_line")
     groups = [item.cluster for item in pairs]
     told = cross_val_predict(
         bag_of_words(), lines_of(pairs), labels_of(pairs), groups=groups, cv=GroupKFold(8), method="decision_function"

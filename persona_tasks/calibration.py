@@ -2,9 +2,9 @@
 
 Two sets, in the splits of the personas: the *calibration* set, composed, balanced and with its reasons
 (``bank/calibration/<scenario>/<split>.yaml``), and the *on-policy* set, what the embedded model really said, read line
-by line (``<split>.on-policy.jsonl`` beside it). Two more are for training alone: *contrast* pairs, two answers alike in
-all but their label (``train.contrast.yaml``), and on-policy lines *rewritten* as little as turns their label
-(``train.rewritten.jsonl``). How they were labelled: docs/labelling.md and docs/calibration.md.
+by line (``<split>.on-policy.jsonl`` beside it). Two more are for training alone: *contrast* pairs, two lines alike in all
+but their label (``train.contrast.yaml``; after earlier lines ``train.contrast-history.jsonl``), and on-policy lines
+*rewritten* as little as turns their label (``train.rewritten.jsonl``). How they were labelled: docs/labelling.md and docs/calibration.md.
 """
 
 from __future__ import annotations
@@ -74,6 +74,17 @@ class LabelledTurn(Labelled):
     label: Label
     drift: str | None = None
     conflicts: tuple[int, ...] = ()
+
+
+class ContrastHistory(Labelled):
+    """Two next lines after the same earlier ones, alike in their words, of which one contradicts them."""
+
+    persona: str
+    history: tuple[str, ...]
+    consistent: str
+    contradicts: str
+    conflicts: tuple[int, ...] = Field(min_length=1, description="Earlier lines in conflict with `contradicts`, from 1.")
+    voice: Literal["clean", "clumsy"]
 
 
 class RewrittenLine(Labelled):
@@ -196,7 +207,21 @@ def _contrast(scenario: str, split: str) -> tuple[Item, ...]:
             name = f"{scenario}/{split}/contrast/{number}/{label}"
             transcript = _transcript(pair.persona, name, [Turn(partner=pair.partner, line=getattr(pair, label))])
             items.append(Item(name, CONTRAST, "prompt_to_line", scenario, transcript, 1, label, pair.kind))
-    return tuple(items)
+    return (*items, *(_contrast_histories(scenario) if split == "train" else ()))
+
+
+def _contrast_histories(scenario: str) -> Iterator[Item]:
+    file = FOLDER / scenario / "train.contrast-history.jsonl"
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        entry = _validated(ContrastHistory, json.loads(text), f"{file}, line {number}")
+        labels: tuple[Outcome, ...] = ("consistent", "contradicts")
+        for label in labels:
+            name = f"{scenario}/train/contrast-history/{number}/{label}"
+            turns = [Turn(partner="", line=said) for said in (*entry.history, getattr(entry, label))]
+            transcript = _transcript(entry.persona, name, turns)
+            conflicts = entry.conflicts if label == "contradicts" else ()
+            last = len(turns)
+            yield Item(name, CONTRAST, "line_to_line", scenario, transcript, last, label, "", conflicts)
 
 
 @cache

@@ -31,7 +31,7 @@ def test_every_persona_has_its_lines_and_pairs() -> None:
 
 
 def test_contrast_pairs_are_for_training_alone_and_differ_in_their_label_not_their_length() -> None:
-    items = load_items([CONTRAST], "all")
+    items = load_items([CONTRAST], "all", metric="prompt_to_line")
     assert len(items) == 2304 and len({item.transcript.lines[0] for item in items}) == 2304
     cells = Counter((item.transcript.persona_id, item.label) for item in items)
     train = [persona.id for persona in load_bank().select("all", "train")]
@@ -43,9 +43,23 @@ def test_contrast_pairs_are_for_training_alone_and_differ_in_their_label_not_the
     assert load_items([CONTRAST], "test") == []
 
 
+def test_contrast_lines_after_earlier_ones_are_told_apart_by_these_only() -> None:
+    items = load_items([CONTRAST], "all", metric="line_to_line")
+    cells = Counter((item.transcript.persona_id, item.label) for item in items)
+    train = [persona.id for persona in load_bank().select("all", "train")]
+    assert cells == {(persona, label): 6 for persona in train for label in ("consistent", "contradicts")}
+    words = {label: sum(len(i.transcript.lines[-1].split()) for i in items if i.label == label) for _, label in cells}
+    assert words["contradicts"] == pytest.approx(words["consistent"], rel=0.02)
+    for item in items:
+        assert bool(item.conflicts) == (item.label == "contradicts")
+        assert all(1 <= earlier < item.turn for earlier in item.conflicts)
+    both = Counter(item.transcript.lines[-1] for item in items)
+    assert sum(count > 1 for count in both.values()) == 192  # the same words under both labels
+
+
 def test_rewritten_lines_turn_the_label_of_the_line_that_was_said() -> None:
     items = load_items([REWRITTEN], "all")
-    assert len(items) > 500 and load_items([REWRITTEN], "test") == []
+    assert len(items) == 1758 and load_items([REWRITTEN], "test") == []
     said = {d.id: d for scenario in SCENARIOS for d in load_dialogues(scenario, "train")}
     drifts = set(re.findall(r"^\| `(\w+)`", GUIDELINE.read_text(encoding="utf-8"), re.MULTILINE))
     for item in items:

@@ -8,11 +8,20 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from persona_tasks.embedded.answers import engine_answers
 from persona_tasks.embedded.engine import Engine
-from persona_tasks.embedded.weights import Sampling, known, listed_sampling, locate, sha256, weights_version
+from persona_tasks.embedded.weights import (
+    Sampling,
+    fitting_dtype,
+    known,
+    listed_sampling,
+    locate,
+    sha256,
+    weights_version,
+)
 from persona_tasks.lm_eval_tasks.roles import Local, RoleName, open_role
 from persona_tasks.personas import Bank, Persona, load_bank
 from persona_tasks.protocol.asks import Answer, Ask, Dialogue
@@ -216,8 +225,9 @@ def check_settings(file: Path, key: str, now: dict[str, Any]) -> None:
 
 def play_settings(cell: Cell, condition: Condition, sampling: Sampling) -> dict[str, Any]:
     """What must be the same for dialogues to be added to."""
-    settings = {"weights": weights_of(cell.model), "prompts": prompts_hash(), "sampling": asdict(sampling)}
-    return settings | condition.model_dump(include={"turns", "partner", "probes"})
+    dtype = fitting_dtype("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {"weights": weights_of(cell.model), "dtype": dtype, "prompts": prompts_hash()}
+    return settings | {"sampling": asdict(sampling)} | condition.model_dump(include={"turns", "partner", "probes"})
 
 
 def judge_settings(recipe: Recipe) -> dict[str, Any]:
