@@ -1,7 +1,7 @@
-"""Pages of the documentation that are made anew each time it is built: they cannot go out of date.
+"""What of the documentation is made anew each time it is built, and so cannot go out of date.
 
-`cli.md` is what `persona-tasks --help` and its sub-commands say, as typer writes it down. `lm-eval-tasks.md` is the
-README that goes with the lm-eval tasks into lm-eval's own folder.
+`judge-cards.md` shows the cards that come with the package. `cli.md` is what `persona-tasks --help` and its sub-commands
+say, as typer writes it down. `lm-eval-tasks.md` is the README that goes with the lm-eval tasks into lm-eval's folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from persona_tasks.judge_card import CARDS, Card
+from persona_tasks.tables import card_markdown
+
 ROOT = Path(__file__).parents[1]
+CARDS_GO_HERE = "<!-- the cards -->"
 TASKS_README = "persona_tasks/lm_eval_tasks/persona_drift/README.md"
 
 
@@ -27,8 +31,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links that leave the documentation where it is read as files lead to its own pages here."""
-    return markdown.replace(f"../{TASKS_README}", "lm-eval-tasks.md")
+    """Links that leave the documentation where it is read as files lead to its own pages here; and the judge cards."""
+    return markdown.replace(f"../{TASKS_README}", "lm-eval-tasks.md").replace(CARDS_GO_HERE, judge_cards())
 
 
 def command_line() -> str:
@@ -36,3 +40,9 @@ def command_line() -> str:
     command = [sys.executable, "-m", "typer", "persona_tasks.cli", "utils", "docs", "--name", "persona-tasks"]
     made = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     return made.stdout.replace("# `persona-tasks`", "# Command line", 1)
+
+
+def judge_cards() -> str:
+    """The judges whose errors are known, and how large they are."""
+    cards = [Card.model_validate_json(file.read_text(encoding="utf-8")) for file in sorted(CARDS.glob("*.json"))]
+    return "\n".join(f"## {card.judge}\n\n{card_markdown(card)}\n" for card in cards)

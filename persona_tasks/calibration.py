@@ -2,9 +2,9 @@
 
 Two sets, in the splits of the personas: the *calibration* set, composed, balanced and with its reasons
 (``bank/calibration/<scenario>/<split>.yaml``), and the *on-policy* set, what the embedded model really said, read line
-by line (``<split>.on-policy.jsonl`` beside it). Two more are for training alone: *contrast* pairs, two lines alike in all
-but their label (``train.contrast.yaml``; after earlier lines ``train.contrast-history.jsonl``), and on-policy lines
-*rewritten* as little as turns their label (``train.rewritten.jsonl``). How they were labelled: docs/labelling.md and docs/calibration.md.
+by line (``<split>.on-policy.jsonl`` beside it). Two more are for training alone: *contrast* pairs, two lines alike in
+all but their label (``train.contrast.yaml``; after earlier lines ``train.contrast-history.jsonl``), and on-policy
+lines *rewritten* as little as turns their label (``train.rewritten.jsonl``). See docs/calibration.md.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class ContrastHistory(Labelled):
     history: tuple[str, ...]
     consistent: str
     contradicts: str
-    conflicts: tuple[int, ...] = Field(min_length=1, description="Earlier lines in conflict with `contradicts`, from 1.")
+    conflicts: tuple[int, ...] = Field(
+        min_length=1, description="Earlier lines in conflict with `contradicts`, from 1."
+    )
     voice: Literal["clean", "clumsy"]
 
 

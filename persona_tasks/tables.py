@@ -78,6 +78,10 @@ def card_tables(card: Card) -> list[Table | str]:
     for name, part in card.drifts.items():
         found = part.statistics.get("accuracy")
         kinds.add_row(name, "", str(part.n), number_text(found.value if found else None, 2))
+    return [f"{card.judge}, {card.date}, prompts {card.prompts}", parts, kinds, *_card_notes(card)]
+
+
+def _card_notes(card: Card) -> list[str]:
     changes = {
         "asked again": card.self_agreement,
         "other wording": card.other_wording,
@@ -96,7 +100,26 @@ def card_tables(card: Card) -> list[Table | str]:
         notes.append(
             f"cost: {card.seconds_per_verdict:.2f} s and {card.tokens_per_verdict or 0:.0f} tokens per verdict"
         )
-    return [f"{card.judge}, {card.date}, prompts {card.prompts}", parts, kinds, *notes]
+    return notes
+
+
+def card_markdown(card: Card) -> str:
+    """A judge card for documentation and model cards: agreement by set and metric, and by scenario on-policy."""
+    keys = ("accuracy", "auc", "f1", "kappa")
+    head = ["| lines | n | contradict | unparsed | accuracy | AUC | F1 | κ |", "|---|---|---|---|---|---|---|---|"]
+    on_policy = {name: part for name, part in card.scenarios.items() if name.startswith("on_policy/prompt_to_line/")}
+    rows = []
+    for name, part in (card.parts | on_policy).items():
+        numbers = []
+        for key in keys:
+            found = part.statistics.get(key)
+            numbers.append(
+                f"{number_text(found.value, 2)} {interval_text(found.interval, '.2f')}".strip() if found else NOTHING
+            )
+        cells = (name.replace("_", " "), part.n, part.contradictions, f"{100 * part.unparsed:.1f} %", *numbers)
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    notes = [f"- {note}" for note in _card_notes(card)]
+    return "\n".join([*head, *rows, "", *notes, f"- made by `{card.command}` at commit `{card.commit}`, {card.date}"])
 
 
 def personas_table(personas: Sequence[Persona]) -> Table:

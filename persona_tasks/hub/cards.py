@@ -46,6 +46,7 @@ def render(
         version=checkpoint.version,
         training=list(_training(registry, checkpoint)),
         tables=[_table(registry, score) for score in scores],
+        measured=_measured(checkpoint),
         has_curve=bool(curve_scores(registry, checkpoint)),
         dialogues=_dialogues(registry, checkpoint, root),
         limits=checkpoint.limits,
@@ -185,6 +186,15 @@ def _table(registry: Registry, score: Score) -> str:
     commit = f" at commit `{score.commit}`" if score.commit else ""
     source = f"`{score.command}`{commit}; log {logs}, sha256 {checksums}."
     return "\n".join([*head, *rows, "", source])
+
+
+def _measured(checkpoint: Checkpoint) -> str:
+    """A judge's agreement with the labelled lines, where it was measured."""
+    from persona_tasks.judge_card import known_card
+    from persona_tasks.tables import card_markdown
+
+    card = known_card(f"persona/{checkpoint.id}") if checkpoint.role == "judge" else None
+    return card_markdown(card) if card else ""
 
 
 def _settings(score: Score) -> Iterator[str]:
