@@ -1,7 +1,7 @@
 """What of the documentation is made anew each time it is built, and so cannot go out of date.
 
-`judge-cards.md` shows the cards that come with the package. `cli.md` is what `persona-tasks --help` and its sub-commands
-say, as typer writes it down. `lm-eval-tasks.md` is the README that goes with the lm-eval tasks into lm-eval's folder.
+`judge-cards.md` shows the cards that come with the package. `cli.md` is what `persona-tasks --help` and the commands
+below say, as typer writes it down. `lm-eval-tasks.md` is the README that goes into lm-eval's folder with the tasks.
 """
 
 from __future__ import annotations
