@@ -141,9 +141,11 @@ class Validation(TrainerCallback):
 
     def __init__(self, groups: Groups, log: Path):
         self.groups, self.log = groups, log
+        self.last: dict[str, float] | None = None
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
-        result = {"epoch": round(state.epoch, 2), "step": state.global_step, **validate(model, self.groups)}
+        self.last = validate(model, self.groups)
+        result = {"epoch": round(state.epoch, 2), "step": state.global_step, **self.last}
         print(result, flush=True)
         with self.log.open("a") as file:
             file.write(json.dumps(result) + "\n")
@@ -181,15 +183,15 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
         report_to=[],
         remove_unused_columns=False,
     )
-    log = out / "validation.jsonl"
+    watch = Validation(validation, out / "validation.jsonl")
     trainer = JudgeTrainer(
         model=peft_model, args=arguments, train_dataset=training, data_collator=lambda batch: batch[0],
-        callbacks=[Validation(validation, log)],
+        callbacks=[watch],
     )  # fmt: skip
     trainer.detail, trainer.ranking = recipe.detail, recipe.ranking
     trainer.train(resume_from_checkpoint=resume)
     common.save_adapter(peft_model, recipe.base, out / "adapter")
-    found: dict[str, float] = validate(peft_model, validation)  # without types behind torch's decorator
+    found: dict[str, float] = watch.last or validate(peft_model, validation)  # a resumed run may have been at its end
     return found
 
 
