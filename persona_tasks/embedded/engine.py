@@ -79,7 +79,7 @@ class Engine:
         self.chunk = chunk or (512 if model.device.type == "cpu" else 4096)
         self.reuse = reuse
         token_bytes = self.shape.bytes_per_token(model.dtype)
-        slots = (kv_bytes or default_kv_bytes(model.device, model.dtype)) // token_bytes
+        slots = (kv_bytes or default_kv_bytes(model.device)) // token_bytes
         self.store = KeyValueStore(
             self.shape.layers, self.shape.kv_heads, self.shape.head_dim, slots, model.dtype, model.device
         )

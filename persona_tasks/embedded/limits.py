@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 GIB = 1024**3
@@ -59,9 +60,12 @@ class ModelShape:
         return 2 * self.layers * self.kv_heads * self.head_dim * int(dtype.itemsize)
 
 
-def default_kv_bytes(device: torch.device, dtype: torch.dtype) -> int:
-    """Half of what is free on a GPU; on a CPU 2 GiB in bfloat16 and 4 in float32, which are taken only when used.
+def default_kv_bytes(device: torch.device) -> int:
+    """Half of what is free on a GPU; on a CPU a quarter of the available memory, which is taken only when used.
 
-    As many tokens in either type, some 93,000 of the embedded model's; what has no room is computed again when needed.
+    What has no room is computed again when needed. 40 dialogues of 8 turns with their questions are some 130,000 tokens
+    of the embedded model, 3 GiB in bfloat16.
     """
-    return int(torch.cuda.mem_get_info(device)[0]) // 2 if device.type == "cuda" else dtype.itemsize * GIB
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return max(int(psutil.virtual_memory().available) // 4, GIB)
