@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from persona_tasks.embedded.chat import Chat, ChatTemplateError
 from persona_tasks.embedded.engine import Completion, ContextOverflow, Engine, Request, UnsupportedModel
-from persona_tasks.embedded.limits import ModelShape
+from persona_tasks.embedded.limits import GIB, ModelShape, default_kv_bytes
 from persona_tasks.embedded.sampling import CANDIDATES, sample
 from tests.tiny import CHATML, TEMPLATES, tiny_model_folder, tiny_tokenizer
 
@@ -143,6 +144,15 @@ def test_little_memory_evicts_and_queues_but_changes_nothing(folder: Path, engin
         assert [c.ids for c in small.generate(requests)] == expected
     small.cache.clear()
     assert small.store._free == [(0, 640)]
+
+
+def test_keys_and_values_have_a_quarter_of_the_memory_and_take_it_only_when_used(folder: Path) -> None:
+    room = default_kv_bytes(torch.device("cpu"))
+    assert GIB <= room <= max(GIB, psutil.virtual_memory().total // 4)
+    before = psutil.Process().memory_info().rss
+    engine = Engine.load(str(folder), "float32")
+    assert engine.store.slots * engine.shape.bytes_per_token(torch.float32) > room / 2
+    assert psutil.Process().memory_info().rss - before < GIB / 2
 
 
 def test_more_requests_than_may_be_active(folder: Path, engine: Engine) -> None:
