@@ -24,9 +24,10 @@ from persona_tasks.agreement import (
 )
 from persona_tasks.calibration import Item, load_injections, load_items
 from persona_tasks.inspect_tasks.agreement import agreement_task, judged_by, reversed_item, verdict_on_item
-from persona_tasks.judge_card import Card, Run, always_consistent, card_file, measure, worth
+from persona_tasks.judge_card import Card, Run, always_consistent, card_file, known_card, measure, worth
 from persona_tasks.judge_plot import draw
 from persona_tasks.protocol.judging import DEFAULT_JUDGE
+from persona_tasks.tables import card_markdown
 from persona_tasks.transcript import Outcome, Verdict
 from tests.chat_server import SERVER_ERROR, ChatServer, Reply, Request
 from tests.inspect_runs import model_at, run, verdict
@@ -217,6 +218,18 @@ def test_a_card_is_measured_through_a_server_that_fails_at_times(
     draw(card, tmp_path / "card.svg")
     drawn = (tmp_path / "card.svg").read_text()
     assert all(text in drawn for text in ("AUC", "Cohen's κ", "chance", "calibration/prompt to line", card.judge))
+
+
+def test_a_card_is_a_table_of_the_documentation_and_of_a_judges_model_card() -> None:
+    card = known_card("always-consistent")
+    assert card is not None
+    rows = {line.split(" | ")[0]: line for line in card_markdown(card).splitlines() if line.startswith("| ")}
+    part = card.parts["on_policy/prompt_to_line"]
+    assert (
+        f"| {part.n} | {part.contradictions} | 0.0 % | {part.statistics['accuracy'].value:.2f} ["
+        in (rows["| on policy/prompt to line"])
+    )
+    assert "| on policy/prompt to line/therapy" in rows and all(row.count("|") == 9 for row in rows.values())
 
 
 def test_every_run_says_what_its_judge_is_worth() -> None:

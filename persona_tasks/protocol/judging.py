@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from persona_tasks.protocol.asks import Answer, Ask, Chosen, Dialogue, Failure, Message
 from persona_tasks.protocol.prompts import render
 from persona_tasks.protocol.verdicts import (
-    LINE_DRIFTS,
+    NO_DRIFT,
     ConflictReply,
     LineReply,
     OptionReply,
@@ -156,7 +156,7 @@ def _chosen(verdict: Verdict, option: int, right: int, reason: str) -> Verdict:
 
 def _settle_line(verdict: Verdict, reply: Reply) -> Verdict:
     assert isinstance(reply, LineReply)
-    drift = reply.drift if reply.verdict == "contradicts" and reply.drift in LINE_DRIFTS else None
+    drift = reply.drift if reply.verdict == "contradicts" and reply.drift != NO_DRIFT else None
     return verdict.model_copy(update={"outcome": reply.verdict, "drift": drift, "reason": reply.reason})
 
 

@@ -33,8 +33,9 @@ class LineReply(Reply):
     @model_validator(mode="before")
     @classmethod
     def _a_verdict_counts_without_its_drift(cls, value: Any) -> Any:
-        known = isinstance(value, dict) and value.get("drift") in LINE_DRIFTS
-        return value if known or not isinstance(value, dict) else {**value, "drift": NO_DRIFT}
+        if isinstance(value, dict) and value.get("drift") not in LINE_DRIFTS:
+            return {**value, "drift": NO_DRIFT}
+        return value
 
 
 class ConflictReply(Reply):
