@@ -30,7 +30,7 @@ from persona_tasks.embedded.chat import Chat
 from persona_tasks.embedded.weights import load_model
 from persona_tasks.transcript import Outcome
 from training import recipe as common
-from training.judge_data import Example, balanced, example_of, training_items
+from training.judge_data import Example, SetName, balanced, example_of, set_name, training_items
 from training.shared_prefix import Group, group, hidden_at
 
 
@@ -39,6 +39,7 @@ class Recipe(common.Recipe):
 
     half: str = Field("all", pattern="^(even|odd|all)$", description="Which training personas.")
     derived: int = Field(3, ge=0, description="Derived lines per persona, of each kind and label.")
+    weights: dict[SetName, float] = Field({}, description="Of a set in the loss; 1 if not named, and 0 leaves it out.")
     epochs: float = Field(3, gt=0)
     learning_rate: float = Field(3e-4, gt=0)
     detail: float = Field(0.3, ge=0, description="Weight of naming the drift, or the line, beside the verdict's 1.")
@@ -74,8 +75,9 @@ def _prefix_key(example: Example) -> str:
 class JudgeTrainer(Trainer):
     """Cross-entropy over the tokens that a judge chooses among; what follows a verdict weighs `detail`.
 
-    To it comes, weighed `ranking`, how often a line that contradicts looks better than one of the same group that does
-    not: the logistic loss of the difference of their log-odds, over all such pairs (RankNet, Burges et al. 2005).
+    To it comes, weighed `ranking`, how often a line that contradicts looks better than one of the same group and set
+    that does not: the logistic loss of the difference of their log-odds, over all such pairs (RankNet, Burges et al.
+    2005). Not across sets: whose voice it is would tell those apart.
     """
 
     detail: float
@@ -85,7 +87,7 @@ class JudgeTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         losses = []
-        odds: dict[Outcome, list[Tensor]] = {"contradicts": [], "consistent": []}
+        odds: dict[str, dict[Outcome, list[Tensor]]] = {}
         for example, choices in zip(
             inputs["examples"], choice_logits(model, inputs["group"], inputs["examples"]), strict=True
         ):
@@ -94,11 +96,17 @@ class JudgeTrainer(Trainer):
                 for choice, logits in zip(example.choices, choices, strict=True)
             )
             losses.append(example.weight * (verdict + self.detail * sum(others)))
-            odds[example.item.label].append(log_odds(choices[0], example))
+            of_set = odds.setdefault(set_name(example.item), {"contradicts": [], "consistent": []})
+            of_set[example.item.label].append(log_odds(choices[0], example))
         loss = torch.stack(losses).mean()
-        if self.ranking and all(odds.values()):
-            guilty, innocent = (torch.stack(found) for found in odds.values())
-            loss = loss + self.ranking * torch.nn.functional.softplus(innocent[None] - guilty[:, None]).mean()
+        pairs = [
+            (torch.stack(of_set["consistent"])[None] - torch.stack(of_set["contradicts"])[:, None]).flatten()
+            for of_set in odds.values()
+            if all(of_set.values())
+        ]
+        if self.ranking and pairs:
+            ranked = torch.stack([torch.nn.functional.softplus(worse).mean() for worse in pairs])
+            loss = loss + self.ranking * ranked.mean()
         return loss
 
 
@@ -128,7 +136,7 @@ def validate(model: Any, groups: Groups) -> dict[str, float]:
             batch["examples"], choice_logits(model, batch["group"], batch["examples"]), strict=True
         ):
             item, odds = example.item, float(log_odds(logits, example))
-            seen.setdefault(f"{item.set}/{item.metric}", []).append((item.label == "contradicts", odds))
+            seen.setdefault(set_name(item), []).append((item.label == "contradicts", odds))
     return {
         name: round(float(roc_auc_score(*zip(*pairs, strict=True))), 4)
         for name, pairs in seen.items()
@@ -157,8 +165,8 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
     model, tokenizer = load_model(recipe.base)
     model.set_attn_implementation("sdpa")
     chat = Chat(tokenizer)
-    items = training_items(recipe.half, recipe.seed, recipe.derived)
-    examples = balanced([example_of(item, chat, context) for item, context in items])
+    items = training_items(recipe.half, recipe.seed, recipe.derived, recipe.weights)
+    examples = balanced([example_of(item, chat, context) for item, context in items], recipe.weights)
     held_out = [example_of(item, chat) for item in load_items(split="dev")]
     training, validation = Groups(examples, recipe.tokens), Groups(held_out, recipe.tokens)
     tokens = sum(chosen.tokens for chosen in training.groups)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, Literal
 
 from persona_tasks.calibration import CONTRAST, REWRITTEN, SETS, Item, load_items
 from persona_tasks.embedded.chat import Chat
@@ -32,6 +32,23 @@ STATEMENTS = {
     ),
     "job": ("For a living? {}.", "My job, you ask. {}.", "I work, {}, that's what I do."),
 }
+
+
+SetName = Literal[
+    "calibration/prompt_to_line",
+    "calibration/line_to_line",
+    "on_policy/prompt_to_line",
+    "on_policy/line_to_line",
+    "contrast/prompt_to_line",
+    "contrast/line_to_line",
+    "rewritten/prompt_to_line",
+    "derived/prompt_to_line",
+]
+
+
+def set_name(item: Item) -> str:
+    """The set and the metric of an item, as recipes and validations name them (`SetName`)."""
+    return f"{item.set}/{item.metric}"
 
 
 @dataclass(frozen=True)
@@ -74,12 +91,15 @@ def half_of(personas: Iterable[Persona], half: str) -> list[Persona]:
     return [persona for persona in personas if int(persona.id.rsplit("-", 1)[1]) % 2 in parity]
 
 
-def training_items(half: str, seed: int, derived: int) -> list[tuple[Item, bool]]:
+def training_items(
+    half: str, seed: int, derived: int, weights: Mapping[SetName, float] | None = None
+) -> list[tuple[Item, bool]]:
     """Items of the training personas, each with whether the judge sees the partner's line.
 
     Args:
         half: See `half_of`.
         derived: At most so many derived lines of each kind (from questions, from facts) and label for each persona.
+        weights: What weighs 0 is left out.
     """
     bank = load_bank()
     personas = half_of(bank.select("all", "train"), half)
@@ -91,7 +111,8 @@ def training_items(half: str, seed: int, derived: int) -> list[tuple[Item, bool]
     for persona in personas:
         items += [(item, True) for item in _from_questions(persona, rng, derived)]
         items += [(item, False) for item in _from_facts(persona, personas, rng, derived)]
-    return items
+    out = {name for name, weight in (weights or {}).items() if not weight}
+    return [(item, context) for item, context in items if set_name(item) not in out]
 
 
 def _thinned(items: Sequence[Item], rng: random.Random) -> list[Item]:
@@ -191,12 +212,14 @@ def _is_right(reply: dict[str, Any], item: Item) -> bool:
     return bool(reply["drift"] == item.kind if item.kind in LINE_DRIFTS else reply["drift"] != NO_DRIFT)
 
 
-def balanced(examples: Sequence[Example]) -> list[Example]:
-    """The same examples, weighted so that both verdicts of a metric and set weigh alike."""
-    counts = Counter((example.item.set, example.item.metric, example.item.label) for example in examples)
+def balanced(examples: Sequence[Example], weights: Mapping[SetName, float] | None = None) -> list[Example]:
+    """The same examples, weighted so that both verdicts of a metric and set weigh alike, and sets as `weights` say."""
+    counts = Counter((set_name(example.item), example.item.label) for example in examples)
+    of_set: Mapping[str, float] = dict(weights or {})
     weighted = []
     for example in examples:
-        key = (example.item.set, example.item.metric, example.item.label)
-        both = sum(count for other, count in counts.items() if other[:2] == key[:2])
-        weighted.append(replace(example, weight=min(4.0, both / (2 * counts[key]))))
+        name, label = set_name(example.item), example.item.label
+        both = sum(count for (other, _), count in counts.items() if other == name)
+        weight = min(4.0, both / (2 * counts[name, label])) * of_set.get(name, 1.0)
+        weighted.append(replace(example, weight=weight))
     return weighted
