@@ -195,12 +195,13 @@ def test_people_in_the_training_data_are_refused(run: Path, tmp_path: Path) -> N
         checked(run, {"data": str(tmp_path / "data.jsonl")})
 
 
-def test_what_the_base_of_a_run_has_learned_from_counts(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["base", "start"])
+def test_what_a_run_went_on_from_counts(run: Path, tmp_path: Path, key: str) -> None:
     later = tmp_path / "later"
     shutil.copytree(run, later)
     (run / "recipe.json").write_text(json.dumps({"split": "test"}))
     with pytest.raises(CompareError, match="trained on"):
-        checked(later, {"base": str(run / "model"), "split": "train"})
+        checked(later, {key: str(run / "model"), "split": "train"})
 
 
 def test_a_model_of_unknown_making_is_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from persona_tasks.embedded.weights import load_model
 from persona_tasks.personas import load_bank
 from persona_tasks.transcript import read_jsonl
 from tests.chat_server import BAD_REQUEST, ChatServer
+from tests.tiny import tiny_model_folder
 from tests.training_world import GUARDS, small, tiny_world
 from training import grpo, online, ppo
 from training.credit import centred, returns, scaled, spoken_logprobs, to_tokens
@@ -256,6 +258,41 @@ def test_all_weights_can_be_trained(tmp_path: Path, folder: Path) -> None:
     assert all(not torch.equal(before[name].bfloat16(), after[name]) for name in after if "proj" in name)
     AutoTokenizer.from_pretrained(tmp_path / "model")
     load_model(str(tmp_path / "model"))
+
+
+def test_an_adapter_is_trained_further_and_held_on_to(tmp_path: Path, folder: Path) -> None:
+    begin, whole, parts = (tmp_path / name for name in ("begin", "whole", "parts"))
+    train(recipe(folder, steps=2), begin)
+
+    def further(**changes: Any) -> Recipe:
+        return recipe(folder, start=begin / "adapter", beta=0.1, seed=1, **changes)
+
+    train(further(steps=3), whole)
+    assert logged(whole)[0]["kl"] == pytest.approx(0, abs=1e-6)  # to the adapter it began with, not to the base
+    assert logged(whole)[-1]["kl"] > 1e-6
+    assert sorted(file.name for file in (whole / "adapter").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    first, last = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (begin, whole))
+    assert first.keys() == last.keys() and not all(torch.equal(first[name], last[name]) for name in first)
+    load_model(str(whole / "adapter"))
+
+    train(further(steps=1), parts)
+    shutil.rmtree(parts / "adapter")
+    train(further(steps=3), parts, resume=True)
+    again = load_file(parts / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(last[name], again[name]) for name in last)
+
+
+def test_only_an_adapter_of_the_base_is_trained_further(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"start: .* holds no adapter"):
+        train(recipe(folder, start=folder), tmp_path / "out")
+    train(recipe(folder), tmp_path / "begin")
+    other = tiny_model_folder(tmp_path, seed=3, max_position_embeddings=16384)
+    with pytest.raises(RecipeError, match="is an adapter of"):
+        train(recipe(folder, base=str(other), start=tmp_path / "begin" / "adapter"), tmp_path / "out")
+    with pytest.raises(RecipeError, match="rank=0"):
+        train(recipe(folder, rank=0, start=tmp_path / "begin" / "adapter"), tmp_path / "out")
 
 
 class Verdicts:

@@ -99,9 +99,9 @@ def _learned_from(model: str, notes: list[str]) -> Iterator[tuple[Path, Any]]:
             continue
         lines = Path(name).read_text(encoding="utf-8").splitlines()
         yield Path(name), [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut short
-    base = recipe.get("base")
-    if isinstance(base, str) and Path(base).is_dir() and Path(base).resolve() != Path(model).resolve():
-        yield from _learned_from(base, notes)
+    for base in (recipe.get("base"), recipe.get("start")):
+        if isinstance(base, str) and Path(base).is_dir() and Path(base).resolve() != Path(model).resolve():
+            yield from _learned_from(base, notes)
 
 
 def _leaves(tree: Any) -> Iterator[str]:

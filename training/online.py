@@ -42,6 +42,9 @@ class Recipe(common.Recipe):
     personas: str | None = Field(None, description="Folder of a bank of your own.")
     scenario: str = Field("all", description="A scenario, or all.")
     split: str = Field("train", description="Which personas, and which of the partner's lines.")
+    start: Path | None = Field(
+        None, description="Adapter of `base` that training goes on from, and KL holds on to: its rank, its layers."
+    )
     turns: int = Field(6, gt=0, description="Lines that the simulator says in a dialogue.")
     dialogues: int = Field(32, gt=0, description="Dialogues per step, of all processes together.")
     group: int = Field(8, gt=1, description="Dialogues per persona and step; they are compared with one another.")
@@ -110,6 +113,8 @@ def prepare(recipe: Recipe, processes: int = 1) -> Prepared:
         raise RecipeError("generation=transformers knows no frequency_penalty: set it to 0, or use the engine or vllm")
     if not recipe.rewards.weights():
         raise RecipeError("rewards: all weights are 0, so nothing would be learned")
+    if recipe.start is not None and not recipe.rank:
+        raise RecipeError("start is an adapter, and rank=0 trains all weights: leave one of them out")
 
     rewards = Rewards(recipe.rewards, open_role(recipe.judge, "judge", recipe.connections))
     partner = None if recipe.partner == "scripted" else open_role(recipe.partner, "partner", recipe.connections)
@@ -118,6 +123,8 @@ def prepare(recipe: Recipe, processes: int = 1) -> Prepared:
     model, tokenizer = load_policy(
         recipe.base, "float32" if recipe.dtype == "auto" and not recipe.rank else recipe.dtype
     )
+    if recipe.start is not None:
+        model = common.load_adapter(model, recipe.base, recipe.start)
     ends = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
     rollout = Rollout(
         {persona.id: persona for persona in personas},
@@ -239,7 +246,7 @@ def run(recipe: Recipe, out: Path, resume: bool, make: Callable[..., DialogueTra
     state.wait_for_everyone()
     settings = arguments(recipe, out, state.num_processes, ready.rollout.longest())
     lora = None
-    if recipe.rank:
+    if recipe.rank and recipe.start is None:
         lora = common.lora(recipe.rank, recipe.first_layer, ready.model.config.num_hidden_layers)
     trainer = make(
         rollout=ready.rollout,

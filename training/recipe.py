@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from huggingface_hub import ModelCardData
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from persona_tasks.embedded.weights import known
@@ -141,12 +141,28 @@ def lora(rank: int, first_layer: int = 0, layers: int | None = None, dropout: fl
     )
 
 
+def load_adapter(model: Any, base: str, folder: Path) -> PeftModel:
+    """Put an adapter on its base to train it further.
+
+    Raises:
+        RecipeError: The folder holds none in safetensors, or one of another base.
+    """
+    if not all((folder / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors")):
+        raise RecipeError(f"start: {folder} holds no adapter (adapter_config.json and adapter_model.safetensors)")
+    of = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    entry = known(base)
+    if of not in (base, entry.repository if entry else base):
+        raise RecipeError(f"start: {folder} is an adapter of {of}, not of base={base}")
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+
+
 def save_adapter(model: PeftModel, base: str, folder: Path) -> None:
     """Save the adapter in bfloat16 safetensors, for the base by the name that everybody knows, with a card."""
     if (entry := known(base)) is not None:  # not a folder of this machine
         model.peft_config["default"].base_model_name_or_path = entry.repository
         model.peft_config["default"].revision = entry.revision
-    model.to(torch.bfloat16).save_pretrained(folder)
+    # an adapter that was trained further has its beginning beside it, as TRL's reference
+    model.to(torch.bfloat16).save_pretrained(folder, selected_adapters=["default"])
     (folder / "README.md").write_text(card(base, folder.parent), encoding="utf-8")  # over peft's blank one
 
 
