@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,14 +19,17 @@ from persona_tasks.embedded.answers import engine_answers
 from persona_tasks.embedded.chat import Chat
 from persona_tasks.embedded.engine import Engine
 from persona_tasks.embedded.guided import possible_replies
+from persona_tasks.embedded.weights import load_model
 from persona_tasks.personas import load_bank
 from persona_tasks.protocol.asks import Chosen
 from persona_tasks.protocol.judging import judge
 from persona_tasks.protocol.verdicts import LINE_DRIFTS
 from tests.tiny import tiny_model_folder, tiny_tokenizer
-from training.judge import Recipe, train
+from training import recipe as common
+from training.judge import Groups, Recipe, log_odds_of, train
 from training.judge_data import balanced, example_of, half_of, training_items
-from training.shared_prefix import Group, group, hidden_at
+from training.probe import begin_with_probe
+from training.shared_prefix import Backbone, Group, group
 
 
 @pytest.fixture
@@ -64,7 +69,7 @@ def test_what_is_learned_is_what_the_judge_is_asked(folder: Path) -> None:
         [said] = answer([ask])
         assert isinstance(said, Chosen)
         [chosen] = group([example.ids], ["x"], first=[first.place])
-        [hidden] = hidden_at(engine_model(folder).model, chosen, [[first.place]])
+        [hidden] = Backbone(engine_model(folder).model).hidden_at(chosen, [[first.place]])
         logits = engine_model(folder).lm_head.weight[list(first.allowed)] @ hidden[0]
         p = float(logits.softmax(-1)[torch.tensor(example.contradicts)].sum())
         harmless = [text for text in said.weights if '"consistent"' in text or "[]" in text]
@@ -97,12 +102,14 @@ def test_both_verdicts_weigh_alike(folder: Path) -> None:
     assert totals["consistent"] == pytest.approx(totals["contradicts"])
 
 
-def at_ends(model: AutoModelForCausalLM, batch: Group) -> list[torch.Tensor]:
-    return [state[0] for state in hidden_at(model.model, batch, [[len(batch.prefix) + len(s)] for s in batch.suffixes])]
+def at_ends(model: AutoModelForCausalLM, batch: Group, learns: int = 0) -> list[torch.Tensor]:
+    places = [[len(batch.prefix) + len(s)] for s in batch.suffixes]
+    return [state[0] for state in Backbone(model.model, learns).hidden_at(batch, places)]
 
 
+@pytest.mark.parametrize("learns", [0, 1])
 @pytest.mark.parametrize("limit", [40, 100, 10_000])
-def test_a_shared_prefix_changes_nothing(folder: Path, limit: int) -> None:
+def test_a_shared_prefix_changes_nothing(folder: Path, limit: int, learns: int) -> None:
     model = engine_model(folder)
     rng = torch.Generator().manual_seed(0)
     start = tuple(torch.randint(5, 200, (20,), generator=rng).tolist())
@@ -110,7 +117,7 @@ def test_a_shared_prefix_changes_nothing(folder: Path, limit: int) -> None:
     groups = group(prompts, ["a", "a", "a", "a", "b"], limit)
     assert sorted(number for g in groups for number in g.prompts) == [0, 1, 2, 3, 4]
     for g in groups:
-        found = at_ends(model, g)
+        found = at_ends(model, g, learns)
         for number, state in zip(g.prompts, found, strict=True):
             alone = model.model(input_ids=torch.tensor([prompts[number]])).last_hidden_state[0, -1]
             assert torch.allclose(state, alone, atol=1e-4)
@@ -126,6 +133,54 @@ def test_gradients_flow_through_the_shared_prefix(folder: Path) -> None:
     model.zero_grad()
     sum(model.model(input_ids=torch.tensor([p])).last_hidden_state[0, -1].sum() for p in prompts).backward()
     assert torch.allclose(together, model.model.layers[0].self_attn.v_proj.weight.grad, atol=1e-4)
+
+
+def test_layers_that_do_not_learn_are_computed_once(folder: Path) -> None:
+    model = engine_model(folder)
+    assert len(model.model.layers) == 2
+    [batch] = group([(5, 6, 7, 8), (5, 6, 7, 9, 10)], ["a", "a"])
+    backbone, calls = Backbone(model.model, 1), Counter[int]()
+    for layer in (0, 1):
+        model.model.layers[layer].register_forward_hook(lambda *_, layer=layer: calls.update([layer]))
+    first, again = (backbone.hidden_at(batch, [[4], [5]]) for _ in range(2))
+    assert calls == {0: 2, 1: 4} and all(map(torch.equal, first, again))  # prefix and suffixes
+    model.model.layers[1].self_attn.v_proj.weight.data *= 2
+    assert not any(map(torch.equal, first, backbone.hidden_at(batch, [[4], [5]])))
+    torch.cat(backbone.hidden_at(batch, [[4], [5]])).sum().backward()
+    learned, kept = (model.model.layers[layer].self_attn.v_proj.weight.grad for layer in (1, 0))
+    assert learned is not None and kept is None
+
+
+def test_an_adapter_that_begins_with_a_probe_says_what_the_probe_says(tmp_path: Path, folder: Path) -> None:
+    model = engine_model(folder)
+    chat = Chat(AutoTokenizer.from_pretrained(folder))
+    items = load_items(["calibration"], "train")[:60] + load_items(["calibration"], "train")[-60:]
+    groups = Groups(balanced([example_of(item, chat) for item in items]), 4096)
+    assert {example.item.metric for example in groups.examples} == {"prompt_to_line", "line_to_line"}
+    adapted = get_peft_model(model, common.lora(4, 1, 2))
+    backbone = Backbone(model.model, 1)
+    odds = partial(log_odds_of, adapted, backbone)
+
+    def said() -> dict[str, list[tuple[float, float]]]:
+        found: dict[str, list[tuple[float, float]]] = {}
+        for batch, examples in groups.labelled():
+            for example, value in zip(examples, odds(batch, examples), strict=True):
+                found.setdefault(example.item.metric, []).append((example.item.label == "contradicts", value))
+        return found
+
+    begin_with_probe(adapted, backbone, groups.labelled(), 10.0, odds)
+    after = said()
+    for pairs in after.values():
+        guilty = [value for label, value in pairs if label]
+        innocent = [value for label, value in pairs if not label]
+        assert min(len(guilty), len(innocent)) >= 10
+        right = sum(value > 0 for value in guilty) + sum(value < 0 for value in innocent)
+        assert right / len(pairs) > 0.85  # a tiny model's states tell 60 items apart, and the verdicts are on scale
+    common.save_adapter(adapted, str(folder), tmp_path / "adapter")
+    merged, _ = load_model(str(tmp_path / "adapter"), "float32")
+    alone = partial(log_odds_of, merged, Backbone(merged.model))
+    for batch, examples in groups.labelled()[::5]:
+        assert alone(batch, examples) == pytest.approx(odds(batch, examples), abs=0.2)
 
 
 def test_a_recipe_with_an_unknown_key_is_refused() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from persona_tasks.embedded.weights import load_model
 from persona_tasks.transcript import Outcome
 from training import recipe as common
 from training.judge_data import Example, SetName, balanced, example_of, set_name, training_items
-from training.shared_prefix import Group, group, hidden_at
+from training.probe import begin_with_probe
+from training.shared_prefix import Backbone, Group, group
 
 
 class Recipe(common.Recipe):
@@ -40,6 +42,9 @@ class Recipe(common.Recipe):
     half: str = Field("all", pattern="^(even|odd|all)$", description="Which training personas.")
     derived: int = Field(3, ge=0, description="Derived lines per persona, of each kind and label.")
     weights: dict[SetName, float] = Field({}, description="Of a set in the loss; 1 if not named, and 0 leaves it out.")
+    probe: float = Field(
+        0, ge=0, description="Begin with a linear probe of this strength; see training.probe. 0: none."
+    )
     epochs: float = Field(3, gt=0)
     learning_rate: float = Field(3e-4, gt=0)
     detail: float = Field(0.3, ge=0, description="Weight of naming the drift, or the line, beside the verdict's 1.")
@@ -66,6 +71,10 @@ class Groups(Dataset[dict[str, Any]]):
         chosen = self.groups[index]
         return {"group": chosen, "examples": [self.examples[number] for number in chosen.prompts]}
 
+    def labelled(self) -> list[tuple[Group, list[Example]]]:
+        """The groups, each with its examples."""
+        return [(chosen, [self.examples[number] for number in chosen.prompts]) for chosen in self.groups]
+
 
 def _prefix_key(example: Example) -> str:
     """Prompts about a line begin with the persona; prompts about pairs of lines with the same instructions."""
@@ -82,6 +91,7 @@ class JudgeTrainer(Trainer):
 
     detail: float
     ranking: float
+    backbone: Backbone
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -89,7 +99,7 @@ class JudgeTrainer(Trainer):
         losses = []
         odds: dict[str, dict[Outcome, list[Tensor]]] = {}
         for example, choices in zip(
-            inputs["examples"], choice_logits(model, inputs["group"], inputs["examples"]), strict=True
+            inputs["examples"], choice_logits(model, self.backbone, inputs["group"], inputs["examples"]), strict=True
         ):
             verdict, *others = (
                 -(torch.tensor(choice.target, device=logits.device) * logits.log_softmax(-1)).sum()
@@ -116,27 +126,31 @@ def log_odds(logits: Tensor, example: Example) -> Tensor:
     return logits[guilty].logsumexp(0) - logits[~guilty].logsumexp(0)
 
 
-def choice_logits(model: Any, batch: Group, examples: Sequence[Example]) -> Iterator[list[Tensor]]:
+def choice_logits(model: Any, backbone: Backbone, batch: Group, examples: Sequence[Example]) -> Iterator[list[Tensor]]:
     """For each example, and each of its choices, the logits of the allowed tokens, float32."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     places = [[choice.place for choice in example.choices] for example in examples]
-    for states, example in zip(hidden_at(inner.model, batch, places), examples, strict=True):
+    for states, example in zip(backbone.hidden_at(batch, places), examples, strict=True):
         rows = [inner.lm_head.weight[list(choice.allowed)] for choice in example.choices]
         yield [(row @ state).float() for row, state in zip(rows, states, strict=True)]
 
 
+def log_odds_of(model: Any, backbone: Backbone, batch: Group, examples: Sequence[Example]) -> list[float]:
+    """Log-odds of "contradicts" for each example."""
+    chosen = zip(examples, choice_logits(model, backbone, batch, examples), strict=True)
+    return [float(log_odds(logits, example)) for example, (logits, *_) in chosen]
+
+
 @torch.no_grad()
-def validate(model: Any, groups: Groups) -> dict[str, float]:
+def validate(model: Any, backbone: Backbone, groups: Groups) -> dict[str, float]:
     """AUC of "contradicts" for each set and metric of the verdicts in `groups`."""
     model.eval()
     seen: dict[str, list[tuple[bool, float]]] = {}
     for number in range(len(groups)):
         batch = groups[number]
-        for example, (logits, *_) in zip(
-            batch["examples"], choice_logits(model, batch["group"], batch["examples"]), strict=True
-        ):
-            item, odds = example.item, float(log_odds(logits, example))
-            seen.setdefault(set_name(item), []).append((item.label == "contradicts", odds))
+        found = log_odds_of(model, backbone, batch["group"], batch["examples"])
+        for example, odds in zip(batch["examples"], found, strict=True):
+            seen.setdefault(set_name(example.item), []).append((example.item.label == "contradicts", odds))
     return {
         name: round(float(roc_auc_score(*zip(*pairs, strict=True))), 4)
         for name, pairs in seen.items()
@@ -147,12 +161,12 @@ def validate(model: Any, groups: Groups) -> dict[str, float]:
 class Validation(TrainerCallback):
     """Validates after each epoch, and appends the result to a file."""
 
-    def __init__(self, groups: Groups, log: Path):
-        self.groups, self.log = groups, log
+    def __init__(self, backbone: Backbone, groups: Groups, log: Path):
+        self.backbone, self.groups, self.log = backbone, groups, log
         self.last: dict[str, float] | None = None
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
-        self.last = validate(model, self.groups)
+        self.last = validate(model, self.backbone, self.groups)
         result = {"epoch": round(state.epoch, 2), "step": state.global_step, **self.last}
         print(result, flush=True)
         with self.log.open("a") as file:
@@ -175,6 +189,12 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
 
     lora = common.lora(recipe.rank, recipe.first_layer, model.config.num_hidden_layers)
     peft_model = get_peft_model(model, lora)
+    backbone = Backbone(model.model, recipe.first_layer)
+    if recipe.probe and not resume:
+        found = begin_with_probe(
+            peft_model, backbone, training.labelled(), recipe.probe, partial(log_odds_of, peft_model, backbone)
+        )
+        print(f"probes: {found}; without further training: {validate(peft_model, backbone, validation)}", flush=True)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=recipe.epochs,
@@ -191,15 +211,17 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
         report_to=[],
         remove_unused_columns=False,
     )
-    watch = Validation(validation, out / "validation.jsonl")
+    watch = Validation(backbone, validation, out / "validation.jsonl")
     trainer = JudgeTrainer(
         model=peft_model, args=arguments, train_dataset=training, data_collator=lambda batch: batch[0],
         callbacks=[watch],
     )  # fmt: skip
-    trainer.detail, trainer.ranking = recipe.detail, recipe.ranking
+    trainer.detail, trainer.ranking, trainer.backbone = recipe.detail, recipe.ranking, backbone
     trainer.train(resume_from_checkpoint=resume)
     common.save_adapter(peft_model, recipe.base, out / "adapter")
-    found: dict[str, float] = watch.last or validate(peft_model, validation)  # a resumed run may have been at its end
+    found: dict[str, float] = watch.last or validate(
+        peft_model, backbone, validation
+    )  # a resumed run may have been at its end
     return found
 
 

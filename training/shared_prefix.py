@@ -6,8 +6,10 @@ is a row of its own; its keys and values are then the past of every continuation
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,27 +76,79 @@ def _group(prompts: Sequence[tuple[int, ...]], first: Sequence[int], numbers: Se
     return Group(chosen[0][:shared], tuple(prompt[shared:] for prompt in chosen), tuple(numbers))
 
 
-def hidden_at(backbone: torch.nn.Module, batch: Group, places: Sequence[Sequence[int]]) -> list[Tensor]:
-    """For each prompt its last hidden states after so many of its tokens, ``[places, hidden]``.
+class Backbone:
+    """A decoder whose layers below `learns` never change: of a group that comes again, only the others are computed.
 
     Args:
-        backbone: A transformers decoder without its head, such as ``model.model``.
-        places: For each prompt of the batch, numbers of tokens; more than the prefix has.
+        model: A transformers decoder without its head, such as ``model.model``, with or without an adapter.
+        learns: The first layer that does change; 0 keeps nothing. What is kept takes two bytes, in bfloat16, times
+            hidden size, for each token of each group.
     """
-    device = next(backbone.parameters()).device
-    count, longest, past = len(batch.suffixes), max(map(len, batch.suffixes)), len(batch.prefix)
-    ids = torch.zeros(count, longest, dtype=torch.long, device=device)
-    seen = torch.zeros(count, past + longest, dtype=torch.long, device=device)
-    seen[:, :past] = 1
+
+    def __init__(self, model: Any, learns: int = 0):
+        self.model, self.learns = model, learns
+        self.kept: dict[Group, tuple[Tensor, Tensor]] = {}
+        self.lower, self.upper = self.part(0, learns), self.part(learns, len(model.layers))
+
+    def part(self, start: int, stop: int) -> Any:
+        """Some of the layers, shared and not copied; the last norm belongs to the last layer."""
+        part = copy.copy(self.model)
+        part._modules = dict(self.model._modules)
+        part.layers = self.model.layers[start:stop]
+        if stop < len(self.model.layers):
+            part.norm = torch.nn.Identity()
+        return part
+
+    def computed(self, upper: Any, batch: Group) -> Tensor:
+        """What comes out of a part that begins where layers learn, ``[prompts, longest suffix, hidden]``."""
+        below = self.kept.get(batch) or _embedded(self.model, batch)
+        if self.learns and batch not in self.kept:
+            with torch.no_grad():
+                below = self.kept[batch] = _computed(self.lower, batch, *below)
+        return _computed(upper, batch, *below)[1]
+
+    def hidden_at(self, batch: Group, places: Sequence[Sequence[int]]) -> list[Tensor]:
+        """For each prompt the last hidden states after so many of its tokens, ``[places, hidden]``.
+
+        Args:
+            batch: The prompts.
+            places: For each of them, numbers of tokens; more than the prefix has.
+        """
+        hidden, past = self.computed(self.upper, batch), len(batch.prefix)
+        wanted = [torch.tensor([place - 1 - past for place in each], device=hidden.device) for each in places]
+        return [states[place] for states, place in zip(hidden, wanted, strict=True)]
+
+
+def _embedded(model: Any, batch: Group) -> tuple[Tensor, Tensor]:
+    """``[1, prefix, hidden]`` and ``[prompts, longest suffix, hidden]``, padded with token 0."""
+    device = next(model.parameters()).device
+    suffixes = torch.zeros(len(batch.suffixes), max(map(len, batch.suffixes)), dtype=torch.long, device=device)
     for row, suffix in enumerate(batch.suffixes):
-        ids[row, : len(suffix)] = torch.tensor(suffix, device=device)
-        seen[row, past : past + len(suffix)] = 1
+        suffixes[row, : len(suffix)] = torch.tensor(suffix, device=device)
+    prefix = torch.tensor([batch.prefix], dtype=torch.long, device=device)
+    return model.embed_tokens(prefix), model.embed_tokens(suffixes)
+
+
+def _computed(layers: Any, batch: Group, prefix: Tensor, suffixes: Tensor) -> tuple[Tensor, Tensor]:
+    """What comes out of the layers, of the same shapes; the prefix's keys and values are the past of each suffix."""
+    count, longest, past, device = len(batch.suffixes), suffixes.shape[1], prefix.shape[1], suffixes.device
     cache = DynamicCache()
     if past:
-        backbone(input_ids=torch.tensor([batch.prefix], device=device), past_key_values=cache, use_cache=True)
+        causal = torch.ones(past, past, dtype=torch.bool, device=device).tril()[None, None]
+        places = torch.arange(past, device=device)[None]
+        prefix = _run(layers, prefix, causal, places, cache)
         cache.batch_repeat_interleave(count)
-    positions = torch.arange(past, past + longest, device=device)[None].expand(count, -1)
-    output = backbone(input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True)
-    hidden: Tensor = output.last_hidden_state
-    wanted = [torch.tensor([place - 1 - past for place in each], device=device) for each in places]
-    return [states[place] for states, place in zip(hidden, wanted, strict=True)]
+    seen = torch.ones(longest, past + longest, dtype=torch.bool, device=device).tril(past)
+    real = torch.ones(count, past + longest, dtype=torch.bool, device=device)
+    for row, suffix in enumerate(batch.suffixes):
+        real[row, past + len(suffix) :] = False
+    mask = seen & real[:, None]  # padding sees what came before it; no row is without any place
+    places = torch.arange(past, past + longest, device=device)[None].expand(count, -1)
+    return prefix, _run(layers, suffixes, mask[:, None], places, cache)
+
+
+def _run(layers: Any, hidden: Tensor, mask: Tensor, places: Tensor, cache: DynamicCache) -> Tensor:
+    output: Tensor = layers(
+        inputs_embeds=hidden, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    return output
