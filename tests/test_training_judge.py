@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +20,15 @@ from persona_tasks.embedded.answers import engine_answers
 from persona_tasks.embedded.chat import Chat
 from persona_tasks.embedded.engine import Engine
 from persona_tasks.embedded.guided import possible_replies
-from persona_tasks.embedded.weights import load_model
+from persona_tasks.embedded.weights import known, load_model
 from persona_tasks.personas import load_bank
 from persona_tasks.protocol.asks import Chosen
 from persona_tasks.protocol.judging import judge
 from persona_tasks.protocol.verdicts import LINE_DRIFTS
 from tests.tiny import tiny_model_folder, tiny_tokenizer
 from training import recipe as common
-from training.judge import Groups, Recipe, log_odds_of, train
-from training.judge_data import balanced, example_of, half_of, training_items
+from training.judge import Groups, JudgeTrainer, Recipe, log_odds_of, train
+from training.judge_data import balanced, example_of, fingerprint, half_of, set_name, training_items
 from training.probe import begin_with_probe
 from training.shared_prefix import Backbone, Group, group
 
@@ -100,6 +101,49 @@ def test_both_verdicts_weigh_alike(folder: Path) -> None:
     for example in examples:
         totals[example.item.label] += example.weight
     assert totals["consistent"] == pytest.approx(totals["contradicts"])
+
+
+def test_sets_weigh_as_the_recipe_says(folder: Path) -> None:
+    weights = {"rewritten/prompt_to_line": 0.0, "on_policy/prompt_to_line": 2.0}
+    everything, some = training_items("even", 0, 0), training_items("even", 0, 0, weights)
+    assert {set_name(item) for item, _ in everything} - {set_name(item) for item, _ in some} == {
+        "rewritten/prompt_to_line"
+    }
+    chat = Chat(AutoTokenizer.from_pretrained(folder))
+    examples = [example_of(item, chat) for item, _ in some[:40] + some[-40:]]
+    for plain, weighed in zip(balanced(examples), balanced(examples, weights), strict=True):
+        assert weighed.weight == plain.weight * weights.get(set_name(plain.item), 1.0)
+    with pytest.raises(ValidationError, match="weights"):
+        Recipe.model_validate({"weights": {"rewriten/prompt_to_line": 0}})
+
+
+def test_lines_are_ranked_within_a_set_only(folder: Path) -> None:
+    """Who wrote a line tells sets apart, and must not be learned from."""
+    model, chat = engine_model(folder), Chat(AutoTokenizer.from_pretrained(folder))
+    items = [item for item in load_items(["calibration"], "train") if item.metric == "prompt_to_line"][:8]
+    assert {item.label for item in items} == {"consistent", "contradicts"}
+
+    def ranked(sets: dict[str, str], ranking: float) -> float:
+        examples = [example_of(replace(item, set=sets[item.label]), chat) for item in items]
+        [batch] = Groups([replace(example) for example in examples], 100_000).labelled()
+        trainer = JudgeTrainer.__new__(JudgeTrainer)
+        trainer.detail, trainer.ranking, trainer.backbone = 0.0, ranking, Backbone(model.model)
+        return float(trainer.compute_loss(model, {"group": batch[0], "examples": batch[1]}))
+
+    apart = {"consistent": "rewritten", "contradicts": "on_policy"}
+    together = {"consistent": "on_policy", "contradicts": "on_policy"}
+    assert ranked(apart, 1.0) == pytest.approx(ranked(apart, 0.0))
+    assert ranked(together, 1.0) > ranked(together, 0.0) + 0.1
+
+
+@pytest.mark.parametrize("name", ["judge-135m", "judge-135m-audit"])
+def test_the_shipped_judges_learned_from_what_is_here_now(name: str) -> None:
+    entry = known(name)
+    assert entry is not None and entry.recipe is not None and entry.training is not None
+    recipe = common.load_recipe(Recipe, Path(entry.recipe.path))
+    items = training_items(recipe.half, recipe.seed, recipe.derived, recipe.weights)
+    assert fingerprint(items) == entry.training.data_sha256
+    assert fingerprint(items[1:]) != entry.training.data_sha256
 
 
 def at_ends(model: AutoModelForCausalLM, batch: Group, learns: int = 0) -> list[torch.Tensor]:

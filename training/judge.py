@@ -31,7 +31,7 @@ from persona_tasks.embedded.chat import Chat
 from persona_tasks.embedded.weights import load_model
 from persona_tasks.transcript import Outcome
 from training import recipe as common
-from training.judge_data import Example, SetName, balanced, example_of, set_name, training_items
+from training.judge_data import Example, SetName, balanced, example_of, fingerprint, set_name, training_items
 from training.probe import begin_with_probe
 from training.shared_prefix import Backbone, Group, group
 
@@ -180,6 +180,8 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
     model.set_attn_implementation("sdpa")
     chat = Chat(tokenizer)
     items = training_items(recipe.half, recipe.seed, recipe.derived, recipe.weights)
+    data = {"items": len(items), "sha256": fingerprint(items)}
+    (out / "data.json").write_text(json.dumps(data) + "\n", encoding="utf-8")
     examples = balanced([example_of(item, chat, context) for item, context in items], recipe.weights)
     held_out = [example_of(item, chat) for item in load_items(split="dev")]
     training, validation = Groups(examples, recipe.tokens), Groups(held_out, recipe.tokens)

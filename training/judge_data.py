@@ -6,6 +6,7 @@ one that gives another contradicts, and so does a statement of age, home town or
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -113,6 +114,15 @@ def training_items(
         items += [(item, False) for item in _from_facts(persona, personas, rng, derived)]
     out = {name for name, weight in (weights or {}).items() if not weight}
     return [(item, context) for item, context in items if set_name(item) not in out]
+
+
+def fingerprint(items: Iterable[tuple[Item, bool]]) -> str:
+    """SHA-256, in hexadecimal, of what the items ask and how they are labelled."""
+    digest = hashlib.sha256()
+    for item, context in items:
+        digest.update(repr((item.id, item.set, item.metric, item.turn, item.label, item.kind, item.conflicts)).encode())
+        digest.update(item.transcript.model_dump_json().encode() + bytes([context]))
+    return digest.hexdigest()
 
 
 def _thinned(items: Sequence[Item], rng: random.Random) -> list[Item]:

@@ -25,7 +25,7 @@ from persona_tasks.protocol.verdicts import (
 from persona_tasks.transcript import METRICS, Metric, Outcome, Probe, Transcript, Verdict
 
 # Needs no network and no key. Every run says in one line what it is worth.
-DEFAULT_JUDGE = "persona/smollm2-135m"
+DEFAULT_JUDGE = "persona/judge-135m"
 
 
 @dataclass(frozen=True)
