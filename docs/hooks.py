@@ -44,5 +44,11 @@ def command_line() -> str:
 
 def judge_cards() -> str:
     """The judges whose errors are known, and how large they are."""
-    cards = [Card.model_validate_json(file.read_text(encoding="utf-8")) for file in sorted(CARDS.glob("*.json"))]
-    return "\n".join(f"## {card.judge}\n\n{card_markdown(card)}\n" for card in cards)
+    return "\n".join(_judge_card(file) for file in sorted(CARDS.glob("*.json")))
+
+
+def _judge_card(file: Path) -> str:
+    card = Card.model_validate_json(file.read_text(encoding="utf-8"))
+    picture = f"pictures/{file.stem}.png"
+    shown = f"![Agreement of {card.judge} with the labels, as numbers below]({picture})\n\n"
+    return f"## {card.judge}\n\n{shown if (ROOT / 'docs' / picture).is_file() else ''}{card_markdown(card)}\n"

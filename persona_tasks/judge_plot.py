@@ -47,7 +47,7 @@ def _intervals(axes: Axes, card: Card, key: str, chance: float) -> None:
         axes.plot([low, high], [row, row], color=SERIES[0])
         axes.plot([value], [row], "o", color=SERIES[0])
     axes.axvline(chance, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-    axes.annotate("chance", (chance, 1), xycoords=("data", "axes fraction"), ha="left", va="bottom", size=7.5)
+    axes.set_xlabel("dotted: chance")
     axes.set(yticks=range(len(known)), yticklabels=[name.replace("_", " ") for name in known])
     axes.set_xlim(min(chance - 0.1, 0), 1)
     _downwards(axes)
@@ -58,7 +58,8 @@ def _drifts(axes: Axes, card: Card) -> None:
     names = sorted((name for name in kinds if kinds[name].statistics), key=lambda name: -kinds[name].n)
     axes.barh(range(len(names)), [kinds[name].statistics["accuracy"].value or 0.0 for name in names], color=SERIES[2])
     labels = [f"{name.replace('_', ' ')} ({kinds[name].n})" for name in names]
-    axes.set(title="Drifts found, on-policy lines", yticks=range(len(names)), yticklabels=labels, xlim=(0, 1))
+    axes.set(title="Drifts found", xlabel="share of on-policy lines")
+    axes.set(yticks=range(len(names)), yticklabels=labels, xlim=(0, 1))
     _downwards(axes)
 
 
