@@ -34,6 +34,7 @@ from training import recipe as common
 from training.judge_data import Example, SetName, balanced, example_of, fingerprint, set_name, training_items
 from training.probe import begin_with_probe
 from training.shared_prefix import Backbone, Group, group
+from training.short import SHORT
 
 
 class Recipe(common.Recipe):
@@ -41,7 +42,9 @@ class Recipe(common.Recipe):
 
     half: str = Field("all", pattern="^(even|odd|all)$", description="Which training personas.")
     derived: int = Field(3, ge=0, description="Derived lines per persona, of each kind and label.")
-    weights: dict[SetName, float] = Field({}, description="Of a set in the loss; 1 if not named, and 0 leaves it out.")
+    weights: dict[SetName, float] = Field(
+        {}, description="Of a set in the loss; 1 if not named (short: 0); 0 leaves it out."
+    )
     probe: float = Field(
         0, ge=0, description="Begin with a linear probe of this strength; see training.probe. 0: none."
     )
@@ -77,8 +80,9 @@ class Groups(Dataset[dict[str, Any]]):
 
 
 def _prefix_key(example: Example) -> str:
-    """Prompts about a line begin with the persona; prompts about pairs of lines with the same instructions."""
-    return example.item.transcript.persona_id if example.item.metric == "prompt_to_line" else ""
+    """Prompts about a line begin with the persona; those about pairs, or short persons, with the same instructions."""
+    item = example.item
+    return item.transcript.persona_id if item.metric == "prompt_to_line" and item.set != SHORT else ""
 
 
 class JudgeTrainer(Trainer):

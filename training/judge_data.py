@@ -23,6 +23,7 @@ from persona_tasks.protocol.judging import judge
 from persona_tasks.protocol.prompts import persona_text
 from persona_tasks.protocol.verdicts import LINE_DRIFTS, NO_DRIFT
 from persona_tasks.transcript import Outcome, Transcript, Turn
+from training.short import load_short
 
 STATEMENTS = {
     "age": ("I'm {}.", "I turned {} this year.", "Well, at {}, what do you expect?"),
@@ -44,6 +45,7 @@ SetName = Literal[
     "contrast/line_to_line",
     "rewritten/prompt_to_line",
     "derived/prompt_to_line",
+    "short/prompt_to_line",
 ]
 
 
@@ -100,7 +102,7 @@ def training_items(
     Args:
         half: See `half_of`.
         derived: At most so many derived lines of each kind (from questions, from facts) and label for each persona.
-        weights: What weighs 0 is left out.
+        weights: What weighs 0 is left out; short persons (`training.short`) come only if they are named.
     """
     bank = load_bank()
     personas = half_of(bank.select("all", "train"), half)
@@ -112,6 +114,8 @@ def training_items(
     for persona in personas:
         items += [(item, True) for item in _from_questions(persona, rng, derived)]
         items += [(item, False) for item in _from_facts(persona, personas, rng, derived)]
+    if (weights or {}).get("short/prompt_to_line"):
+        items += [(item, False) for item in load_short(half)]
     out = {name for name, weight in (weights or {}).items() if not weight}
     return [(item, context) for item, context in items if set_name(item) not in out]
 
