@@ -230,6 +230,8 @@ def test_an_adapter_that_begins_with_a_probe_says_what_the_probe_says(tmp_path: 
 def test_a_recipe_with_an_unknown_key_is_refused() -> None:
     with pytest.raises(ValidationError, match="learning_rat"):
         Recipe.model_validate({"learning_rat": 1})
+    with pytest.raises(ValidationError, match="rank must be 2"):
+        Recipe.model_validate({"probe": 0.1, "rank": 1})
 
 
 def test_a_line_has_a_verdict_and_a_named_drift() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from pydantic import Field
+from pydantic import Field, model_validator
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -56,6 +56,12 @@ class Recipe(common.Recipe):
     first_layer: int = Field(0, ge=0, description="Layers below this one stay as they are, and need no gradients.")
     tokens: int = Field(4096, gt=0, description="Computed at once; see training.shared_prefix.")
     groups_per_step: int = Field(2, gt=0)
+
+    @model_validator(mode="after")
+    def _probes_fit_in(self) -> Recipe:
+        if self.probe and self.rank < 2:
+            raise ValueError("probe: each of two metrics takes one of the adapter's rank: rank must be 2 at least")
+        return self
 
 
 class Groups(Dataset[dict[str, Any]]):
