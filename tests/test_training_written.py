@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from persona_tasks.embedded.weights import known, sha256
 from persona_tasks.monitors import is_role_flip, persona_copying, self_repetition
 from persona_tasks.personas import BankError, load_bank
 from persona_tasks.transcript import read_jsonl
@@ -56,3 +57,6 @@ def test_the_command_writes_what_training_reads(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     records = list(read_jsonl(out))
     assert f"{len(records)} dialogues" in done.stdout and records == list(load_written())
+    shipped = known("sim-135m")
+    assert shipped is not None and shipped.training is not None
+    assert sha256(out) == shipped.training.data_sha256  # it learned from what is here now
