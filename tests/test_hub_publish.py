@@ -107,7 +107,7 @@ def test_the_card_says_what_the_registry_says(hub: HubServer, world: World) -> N
     assert metadata["license"] == "apache-2.0" and metadata["datasets"] == ["org/persona-drift"]
     assert {"lora", "kto", "simulated-user"} <= set(metadata["tags"])
     text = card.text
-    assert "A simulated patient is not a patient" in text and "Not measured yet" in text
+    assert "A simulated patient is not a patient" in text and "No scores of the whole test split yet" in text
     for words in ("AutoPeftModelForCausalLM", "vllm serve", "lm_eval --tasks", "inspect eval", "@software"):
         assert words in text
     assert world.registry.checkpoint("tiny-sim").weights in text
