@@ -203,10 +203,10 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
     peft_model = get_peft_model(model, lora)
     backbone = Backbone(model.model, recipe.first_layer)
     if recipe.probe and not resume:
-        found = begin_with_probe(
+        fitted = begin_with_probe(
             peft_model, backbone, training.labelled(), recipe.probe, partial(log_odds_of, peft_model, backbone)
         )
-        print(f"probes: {found}; without further training: {validate(peft_model, backbone, validation)}", flush=True)
+        print(f"probes: {fitted}; without further training: {validate(peft_model, backbone, validation)}", flush=True)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=recipe.epochs,

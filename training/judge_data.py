@@ -229,7 +229,7 @@ def _is_right(reply: dict[str, Any], item: Item) -> bool:
 def balanced(examples: Sequence[Example], weights: Mapping[SetName, float] | None = None) -> list[Example]:
     """The same examples, weighted so that both verdicts of a metric and set weigh alike, and sets as `weights` say."""
     counts = Counter((set_name(example.item), example.item.label) for example in examples)
-    of_set: Mapping[str, float] = dict(weights or {})
+    of_set = {str(name): weight for name, weight in (weights or {}).items()}
     weighted = []
     for example in examples:
         name, label = set_name(example.item), example.item.label

@@ -50,7 +50,7 @@ def begin_with_probe(
     Returns:
         For each metric, how many examples its probe was fitted to.
     """
-    fitted = {}
+    fitted: dict[str, int] = {}
     for row, metric in enumerate(sorted({example.item.metric for _, examples in groups for example in examples})):
         own = [pair for pair in groups if pair[1][0].item.metric == metric]
         examples = [example for _, found in own for example in found]
