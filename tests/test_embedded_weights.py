@@ -170,7 +170,7 @@ def test_a_kill_in_the_middle_leaves_nothing_that_could_be_taken_for_weights(cac
 
 
 def test_names_and_folders_that_do_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=f"neither one of {DEFAULT} nor a folder"):
+    with pytest.raises(WeightsError, match=f"neither one of .*{DEFAULT} nor a folder"):
         locate("gpt-7")
     with pytest.raises(WeightsError, match="pickled weights are not loaded"):
         locate(str(tmp_path))

@@ -220,11 +220,13 @@ def test_an_adapter_that_begins_with_a_probe_says_what_the_probe_says(tmp_path: 
         assert min(len(guilty), len(innocent)) >= 10
         right = sum(value > 0 for value in guilty) + sum(value < 0 for value in innocent)
         assert right / len(pairs) > 0.85  # a tiny model's states tell 60 items apart, and the verdicts are on scale
+    some = groups.labelled()[::5]
+    expected = [odds(batch, examples) for batch, examples in some]
     common.save_adapter(adapted, str(folder), tmp_path / "adapter")
     merged, _ = load_model(str(tmp_path / "adapter"), "float32")
     alone = partial(log_odds_of, merged, Backbone(merged.model))
-    for batch, examples in groups.labelled()[::5]:
-        assert alone(batch, examples) == pytest.approx(odds(batch, examples), abs=0.2)
+    for (batch, examples), values in zip(some, expected, strict=True):
+        assert alone(batch, examples) == pytest.approx(values, abs=0.2)
 
 
 def test_a_recipe_with_an_unknown_key_is_refused() -> None:
