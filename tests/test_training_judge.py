@@ -125,7 +125,7 @@ def test_lines_are_ranked_within_a_set_only(folder: Path) -> None:
 
     def ranked(sets: dict[str, str], ranking: float) -> float:
         examples = [example_of(replace(item, set=sets[item.label]), chat) for item in items]
-        [batch] = Groups([replace(example) for example in examples], 100_000).labelled()
+        [batch] = Groups(examples, 100_000).labelled()
         trainer = JudgeTrainer.__new__(JudgeTrainer)
         trainer.detail, trainer.ranking, trainer.backbone = 0.0, ranking, Backbone(model.model)
         return float(trainer.compute_loss(model, {"group": batch[0], "examples": batch[1]}))

@@ -82,7 +82,7 @@ class Groups(Dataset[dict[str, Any]]):
 
     def labelled(self) -> list[tuple[Group, list[Example]]]:
         """The groups, each with its examples."""
-        return [(chosen, [self.examples[number] for number in chosen.prompts]) for chosen in self.groups]
+        return [(batch["group"], batch["examples"]) for batch in (self[number] for number in range(len(self)))]
 
 
 def _prefix_key(example: Example) -> str:

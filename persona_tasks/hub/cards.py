@@ -161,6 +161,8 @@ def _training(registry: Registry, checkpoint: Checkpoint) -> Iterator[tuple[str,
     yield "hardware", training.hardware + (f", {training.hours:g} hours" if training.hours is not None else "")
     yield "recipe", f"`{recipe.path}`, sha256 `{recipe.sha256}`"
     yield "command", f"`{recipe.command}`"
+    if training.data_sha256:
+        yield "data", f"sha256 `{training.data_sha256}`"
     yield "code", f"commit `{training.commit}`"
     yield "weights", f"sha256 `{checkpoint.weights}`"
 

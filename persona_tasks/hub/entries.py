@@ -135,7 +135,9 @@ class Training(Entry):
     seed: int
     hardware: str
     hours: float | None = Field(None, ge=0)
-    data_sha256: Sha256 | None = Field(None, description="Of what was learned from, as the run's data.json has it.")
+    data_sha256: Sha256 | None = Field(
+        None, description="Of what was learned from: a judge's data.json, or the data file."
+    )
     commit: Commit
 
 
