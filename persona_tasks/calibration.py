@@ -1,8 +1,9 @@
 """What judges are measured on and trained on: lines and pairs of lines with labels.
 
-Two sets, in the splits of the personas: the *calibration* set, composed, balanced and with its reasons
-(``bank/calibration/<scenario>/<split>.yaml``), and the *on-policy* set, what the embedded model really said, read line
-by line (``<split>.on-policy.jsonl`` beside it). Two more are for training alone: *contrast* pairs, two lines alike in
+Three sets, in the splits of the personas: the *calibration* set, composed, balanced and with its reasons
+(``bank/calibration/<scenario>/<split>.yaml``), the *on-policy* set, what the embedded model really said, read line
+by line (``<split>.on-policy.jsonl`` beside it), and the *trained* set, what a simulator trained from it said
+(``<split>.trained.jsonl``). Two more are for training alone: *contrast* pairs, two lines alike in
 all but their label (``train.contrast.yaml``; after earlier lines ``train.contrast-history.jsonl``), and on-policy
 lines *rewritten* as little as turns their label (``train.rewritten.jsonl``). See docs/calibration.md.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,7 +23,8 @@ from persona_tasks.protocol.prompts import persona_text
 from persona_tasks.transcript import Metric, Outcome, Transcript, Turn
 
 FOLDER = BANK / "calibration"
-SETS = ("calibration", "on_policy")
+HELD = {"on_policy": "on-policy", "trained": "trained"}  # dialogues that a model held, and how their files end
+SETS = ("calibration", *HELD)
 CONTRAST, REWRITTEN = "contrast", "rewritten"  # train split only
 
 Label = Literal["consistent", "contradicts", "unclear"]
@@ -114,7 +116,7 @@ class Item:
     """One question to a judge whose answer is known.
 
     Attributes:
-        set: "calibration", "on_policy", or the name of a foreign set.
+        set: One of `SETS`, or the name of another set.
         metric: "prompt_to_line" or "line_to_line".
         transcript: The dialogue up to and including the line in question.
         turn: The line in question, from 1.
@@ -157,7 +159,8 @@ def load_items(
     for value, known in ((split, (*SPLITS, "all")), (scenario, (*scenarios, "all")), (metric, (*METRICS, "all"))):
         if value not in known:
             raise BankError(f"{value!r} is none of {', '.join(known)}")
-    readers = {"calibration": _composed, "on_policy": _on_policy, CONTRAST: _contrast, REWRITTEN: _rewritten}
+    readers = {"calibration": _composed, CONTRAST: _contrast, REWRITTEN: _rewritten}
+    readers |= {name: partial(_held, name) for name in HELD}
     if unknown := [name for name in sets if name not in readers]:
         raise BankError(f"{unknown[0]!r} is none of {', '.join(readers)}")
     files = [
@@ -246,9 +249,9 @@ def _rewritten(scenario: str, split: str) -> tuple[Item, ...]:
 
 
 @cache
-def _on_policy(scenario: str, split: str) -> tuple[Item, ...]:
+def _held(set: str, scenario: str, split: str) -> tuple[Item, ...]:
     items = []
-    for dialogue in load_dialogues(scenario, split):
+    for dialogue in load_dialogues(scenario, split, set):
         turns = [Turn(partner=turn.partner, line=turn.line) for turn in dialogue.turns]
         for number, turn in enumerate(dialogue.turns, start=1):
             transcript = _transcript(dialogue.persona, dialogue.id, turns[:number])
@@ -257,7 +260,7 @@ def _on_policy(scenario: str, split: str) -> tuple[Item, ...]:
 
             def item(metric: Metric, label: Outcome, kind: str = "", conflicts: tuple[int, ...] = ()) -> Item:
                 name = f"{transcript.id}/{number}/{metric}"  # noqa: B023  (called at once)
-                return Item(name, "on_policy", metric, scenario, transcript, number, label, kind, conflicts)  # noqa: B023
+                return Item(name, set, metric, scenario, transcript, number, label, kind, conflicts)  # noqa: B023
 
             if turn.label != "unclear":
                 items.append(item("prompt_to_line", turn.label, turn.drift or ""))
@@ -267,13 +270,13 @@ def _on_policy(scenario: str, split: str) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def load_dialogues(scenario: str, split: str) -> Iterator[LabelledDialogue]:
-    """The on-policy dialogues of one scenario and split.
+def load_dialogues(scenario: str, split: str, set: str = "on_policy") -> Iterator[LabelledDialogue]:
+    """The dialogues of one scenario and split that a model held: the embedded one, or the simulator trained from it.
 
     Raises:
         BankError: See `load_items`.
     """
-    file = FOLDER / scenario / f"{split}.on-policy.jsonl"
+    file = FOLDER / scenario / f"{split}.{HELD[set]}.jsonl"
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         yield _validated(LabelledDialogue, json.loads(line), f"{file}, line {number}")
 

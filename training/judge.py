@@ -34,7 +34,7 @@ from training import recipe as common
 from training.judge_data import Example, SetName, balanced, example_of, fingerprint, set_name, training_items
 from training.probe import begin_with_probe
 from training.shared_prefix import Backbone, Group, group
-from training.short import SHORT
+from training.short import SHORT, load_short
 
 
 class Recipe(common.Recipe):
@@ -193,7 +193,8 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
     data = {"items": len(items), "sha256": fingerprint(items)}
     (out / "data.json").write_text(json.dumps(data) + "\n", encoding="utf-8")
     examples = balanced([example_of(item, chat, context) for item, context in items], recipe.weights)
-    held_out = [example_of(item, chat) for item in load_items(split="dev")]
+    others = load_short(recipe.half, "dev") if recipe.weights.get("short/prompt_to_line") else []
+    held_out = [example_of(item, chat) for item in (*load_items(split="dev"), *others)]
     training, validation = Groups(examples, recipe.tokens), Groups(held_out, recipe.tokens)
     tokens = sum(chosen.tokens for chosen in training.groups)
     alone = sum(len(example.ids) for example in examples)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
-from persona_tasks.calibration import CONTRAST, REWRITTEN, SETS, Item, load_items
+from persona_tasks.calibration import CONTRAST, HELD, REWRITTEN, SETS, Item, load_items
 from persona_tasks.embedded.chat import Chat
 from persona_tasks.embedded.guided import branch, possible_replies
 from persona_tasks.personas import Persona, load_bank
@@ -41,6 +41,8 @@ SetName = Literal[
     "calibration/line_to_line",
     "on_policy/prompt_to_line",
     "on_policy/line_to_line",
+    "trained/prompt_to_line",
+    "trained/line_to_line",
     "contrast/prompt_to_line",
     "contrast/line_to_line",
     "rewritten/prompt_to_line",
@@ -134,12 +136,12 @@ def _thinned(items: Sequence[Item], rng: random.Random) -> list[Item]:
 
     A small model says the same line five times over; its persona is computed with each, and nothing is learned from it.
     """
-    items = [item for item in items if item.set != "on_policy" or item.conflicts or not _repeats(item)]
+    items = [item for item in items if item.set not in HELD or item.conflicts or not _repeats(item)]
 
     def plain(item: Item) -> bool:
-        return item.set == "on_policy" and item.metric == "line_to_line" and not item.conflicts
+        return item.set in HELD and item.metric == "line_to_line" and not item.conflicts
 
-    conflicts = sum(bool(item.conflicts) for item in items if item.set == "on_policy")
+    conflicts = sum(bool(item.conflicts) for item in items if item.set in HELD)
     kept = [item for item in items if plain(item)]
     kept = rng.sample(kept, min(len(kept), conflicts))
     return [item for item in items if not plain(item)] + kept

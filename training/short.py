@@ -1,8 +1,9 @@
-"""Short persons with lines that can and cannot be theirs: what a judge needs to compare a fact with a line.
+"""Short persons in pairs, and lines that fit one and not the other: what a judge needs to compare a fact with a line.
 
-``training/short/*.jsonl`` holds them, one person a line, in many styles: first, second and third person, lists, moods.
-Each has two lines that contradict and two that do not, written by a large language model so that the line alone does
-not tell. They belong to no scenario, and are for training judges only.
+``training/short/*.jsonl`` holds them, one pair of persons a line, in many styles: first, second and third person, lists,
+moods. Of their four lines two fit the first person and contradict the second, and two the other way round. So each line,
+and each person, occurs equally often under both labels: neither tells anything without the other. They belong to no
+scenario, and are for training judges only. The last few pairs of a file are for validation.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from persona_tasks.transcript import Outcome, Transcript, Turn
 
 FOLDER = Path(__file__).parent / "short"
 SHORT = "short"
+HELD_OUT = 5  # pairs at the end of a file
 
 
 class Line(BaseModel):
@@ -26,42 +28,46 @@ class Line(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     line: str = Field(min_length=1)
-    label: Literal["consistent", "contradicts"]
-    drift: str = Field(description="Its name; empty for a consistent line.")
+    fits: Literal["a", "b"] = Field(description="Whom it does not contradict.")
+    drift: str = Field(min_length=1, description="Its name, if the other one says it.")
 
 
-class Person(BaseModel):
+class Pair(BaseModel):
     """One line of a file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     form: Literal["a", "b", "c", "d", "e"] = Field(description="First, second, third person, list, or manner only.")
-    persona: str = Field(min_length=1)
+    a: str = Field(min_length=1)
+    b: str = Field(min_length=1)
     lines: tuple[Line, Line, Line, Line]
 
 
-def load_short(half: str = "all", folder: Path = FOLDER) -> list[Item]:
-    """Items of every other person ("even" or "odd" places in a file), or of "all".
+def load_short(half: str = "all", split: Literal["train", "dev"] = "train", folder: Path = FOLDER) -> list[Item]:
+    """Items of every other pair ("even" or "odd" places in a file), or of "all".
 
     Raises:
-        BankError: A line is not a person; names the file and the line.
+        BankError: A line is not a pair; names the file and the line.
     """
-    return [item for place, item in _items(folder) if half == "all" or place % 2 == (half == "odd")]
+    return [item for place, item in _items(folder, split) if half == "all" or place % 2 == (half == "odd")]
 
 
-def _items(folder: Path) -> Iterator[tuple[int, Item]]:
+def _items(folder: Path, split: str) -> Iterator[tuple[int, Item]]:
     for file in sorted(folder.glob("*.jsonl")):
-        for place, text in enumerate(file.read_text(encoding="utf-8").splitlines()):
+        texts = list(enumerate(file.read_text(encoding="utf-8").splitlines()))
+        for place, text in texts[:-HELD_OUT] if split == "train" else texts[-HELD_OUT:]:
             try:
-                person = Person.model_validate_json(text)
+                pair = Pair.model_validate_json(text)
             except ValidationError as error:
                 raise BankError(f"{file}, line {place + 1}: {error}") from None
-            for number, said in enumerate(person.lines):
-                cluster = f"{SHORT}/{file.stem}/{place}"
-                transcript = Transcript(
-                    id=f"{cluster}/{number}",
-                    persona_id=cluster,
-                    persona_text=person.persona,
-                    turns=[Turn(partner="", line=said.line)],
-                )
-                label: Outcome = said.label
-                yield place, Item(transcript.id, SHORT, "prompt_to_line", "", transcript, 1, label, said.drift)
+            for who, persona in (("a", pair.a), ("b", pair.b)):
+                for number, said in enumerate(pair.lines):
+                    yield place, _item(f"{SHORT}/{file.stem}/{place}", who, persona, number, said)
+
+
+def _item(pair: str, who: str, persona: str, number: int, said: Line) -> Item:
+    transcript = Transcript(
+        id=f"{pair}/{who}/{number}", persona_id=pair, persona_text=persona, turns=[Turn(partner="", line=said.line)]
+    )
+    label: Outcome = "consistent" if said.fits == who else "contradicts"
+    drift = "" if label == "consistent" else said.drift
+    return Item(transcript.id, SHORT, "prompt_to_line", "", transcript, 1, label, drift)

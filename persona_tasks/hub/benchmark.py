@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from persona_tasks.calibration import load_dialogues
+from persona_tasks.calibration import HELD, load_dialogues
 from persona_tasks.hub.cards import TEMPLATE
 from persona_tasks.hub.registry import Registry
 from persona_tasks.hub.release import Release
@@ -50,7 +50,8 @@ def all_tables() -> dict[tuple[str, str], Rows]:
         tables["personas", split] = [_persona(persona) for persona in load_bank().select("all", split)]
         tables["lines", split] = list(_calibration("lines", split))
         tables["pairs", split] = list(_calibration("pairs", split))
-        tables["on_policy", split] = list(_on_policy(split))
+        for name in HELD:
+            tables[name, split] = list(_held(name, split))
     for depth in DEPTHS:
         tables[f"probes_depth{depth}", "test"] = list(probes(depth))
     return tables
@@ -74,9 +75,9 @@ def _calibration(kind: str, split: str) -> Iterator[dict[str, Any]]:
             yield {"id": f"{scenario}/{split}/{kind}/{number}", "scenario": scenario, **item}
 
 
-def _on_policy(split: str) -> Iterator[dict[str, Any]]:
+def _held(name: str, split: str) -> Iterator[dict[str, Any]]:
     for scenario in sorted(load_bank().scenarios):
-        for dialogue in load_dialogues(scenario, split):
+        for dialogue in load_dialogues(scenario, split, name):
             yield {"scenario": scenario, **dialogue.model_dump(mode="json")}
 
 
@@ -154,7 +155,10 @@ def card(registry: Registry, root: Path, repository: str, tables: Mapping[tuple[
         lines=rows["lines"],
         pairs=rows["pairs"],
         probes=sum(rows[f"probes_depth{depth}"] for depth in DEPTHS),
-        on_policy=sum(len(row["turns"]) for (name, _), found in tables.items() if name == "on_policy" for row in found),
+        **{
+            kind: sum(len(row["turns"]) for (name, _), found in tables.items() if name == kind for row in found)
+            for kind in HELD
+        },
         rows={**rows, "probes": rows[f"probes_depth{DEPTHS[0]}"]},
         depths=DEPTHS,
         license=registry.benchmark.license,

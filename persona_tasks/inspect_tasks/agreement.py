@@ -31,7 +31,7 @@ SAMPLES = 64  # judged at a time
 
 @task
 def judge_agreement(
-    sets: str | list[str] = "calibration,on_policy",
+    sets: str | list[str] = "calibration,on_policy,trained",
     split: str = "test",
     scenario: str = "all",
     metric: str = "all",
@@ -42,7 +42,7 @@ def judge_agreement(
     """Does a judge say what the labels say? The evaluated model is the judge.
 
     Args:
-        sets: calibration, on_policy, and, with PERSONA_REFERENCE_DATA, dnli, decode or llama-70b.
+        sets: calibration, on_policy, trained, and, with PERSONA_REFERENCE_DATA, dnli, decode or llama-70b.
         split: train, dev, test or all; a judge we ship was trained on train.
         scenario: chat, education, therapy, service, or all.
         metric: prompt_to_line, line_to_line, or all.
