@@ -37,7 +37,7 @@ SIMULATOR, JUDGE = "sim-135m", "judge-135m"
 PYTHON = [sys.executable, "-c"]
 OURS = [*PYTHON, "from persona_tasks.cli import app; app()"]
 INSPECT = [*PYTHON, "from inspect_ai._cli.main import main; main()", "eval", "persona_tasks/drift"]
-SHORT = ["--limit", "2", "-T", "turns=2", "-T", "probes=none", "--temperature", "0", "--display", "none"]
+SHORT = ["--limit", "2", "-T", "turns=2", "-T", "probes=none", "--display", "none"]
 
 LOADS = """
 import hashlib, json, sys
@@ -189,7 +189,7 @@ def loaded(checkout: Checkout) -> dict[str, dict[str, float]]:
             command = [*PYTHON, LOADS, checkpoint.repository, str(checkpoint.version)]
             shown = json.loads(checkout.run(command, "reader").splitlines()[-1])
             assert shown.pop("sha256") == checkpoint.weights, f"{checkpoint.id}: other bytes than were published"
-            assert shown["merged"] < 0.05 < 1 < shown["learned"], f"{checkpoint.id}: {shown}"
+            assert 20 * shown["merged"] < shown["learned"], f"{checkpoint.id}: {shown}"
             found[checkpoint.id] = shown
     return found
 
@@ -219,21 +219,22 @@ def inspect_scores(checkout: Checkout) -> dict[str, Any]:
 
     simulator = checkout.registry.checkpoint(SIMULATOR)
     judge = ["--model-role", f"judge=persona/{JUDGE}"]
-    runs = {
-        "persona/ from the Hub": (f"persona/{SIMULATOR}", {}),
-        "persona/ from the package": (f"persona/{SIMULATOR}", {"HF_HUB_OFFLINE": "1", "HF_HOME": "nothing"}),
-        "hf/ merged, from the Hub": (f"hf/{simulator.repository}-merged", {}),
+    ours, offline = [f"persona/{SIMULATOR}", "--temperature", "0"], {"HF_HUB_OFFLINE": "1", "HF_HOME": "nothing"}
+    runs: dict[str, tuple[list[str], dict[str, str]]] = {
+        "persona/ from the Hub": (ours, {}),
+        "persona/ from the package": (ours, offline),
+        "hf/ merged, from the Hub": ([f"hf/{simulator.repository}-merged", "-M", "do_sample=False"], {}),
     }
     found: dict[str, Any] = {}
-    lines: dict[str, list[str]] = {}
     for name, (model, more) in runs.items():
         logs = checkout.folder / "logs" / str(len(found))
-        checkout.run([*INSPECT, "--model", model, *SHORT, *judge, "--log-dir", str(logs)], "reader", **more)
+        checkout.run([*INSPECT, "--model", *model, *SHORT, *judge, "--log-dir", str(logs)], "reader", **more)
         [file] = logs.glob("*.eval")
         log = read_eval_log(str(file))
-        assert log.status == "success" and log.results and log.samples, name
-        found[name] = {score.name: score.metrics["mean"].value for score in log.results.scores if "mean" in score.metrics}
-        lines[name] = [str(sample.output.completion) for sample in log.samples]
+        assert log.status == "success" and log.results and log.samples, f"{name}: {log.error}"
+        found[name] = {
+            score.name: score.metrics["mean"].value for score in log.results.scores if "mean" in score.metrics
+        }
     first, second = (found[name] for name in list(runs)[:2])
     assert first == second, found
     return found
@@ -266,7 +267,9 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         return
     for mode, result in found.items():
-        table = Table("published", "files", "bytes", "requests", "bytes sent", "seconds", "second run writes", title=mode)
+        table = Table(
+            "published", "files", "bytes", "requests", "bytes sent", "seconds", "second run writes", title=mode
+        )
         for done in result["published"]:
             table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in done.values()))
         Console().print(table)

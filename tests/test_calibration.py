@@ -11,8 +11,18 @@ import pytest
 import yaml
 from sklearn.metrics import cohen_kappa_score
 
-from persona_tasks.calibration import CONTRAST, FOLDER, REWRITTEN, load_dialogues, load_injections, load_items
+from persona_tasks.calibration import (
+    CONTRAST,
+    FOLDER,
+    HELD,
+    REWRITTEN,
+    SETS,
+    load_dialogues,
+    load_injections,
+    load_items,
+)
 from persona_tasks.personas import SPLITS, BankError, load_bank
+from persona_tasks.protocol.verdicts import LINE_DRIFTS
 
 SCENARIOS = ("chat", "education", "service", "therapy")
 GUIDELINE = Path(__file__).parents[1] / "docs" / "labelling.md"
@@ -70,7 +80,7 @@ def test_rewritten_lines_turn_the_label_of_the_line_that_was_said() -> None:
         assert (item.kind in drifts) == (item.label == "contradicts")
 
 
-@pytest.mark.parametrize("name", ["calibration", "on_policy"])
+@pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("split", SPLITS)
 def test_items_are_in_the_split_of_their_persona(name: str, split: str) -> None:
     personas = {load_bank().persona(item.transcript.persona_id) for item in load_items([name], split)}
@@ -90,6 +100,17 @@ def test_the_on_policy_set_has_a_label_for_each_line() -> None:
     for dialogue in dialogues:
         for number, turn in enumerate(dialogue.turns, start=1):
             assert (turn.drift in drifts) == (turn.label == "contradicts"), (dialogue.id, number)
+            assert all(1 <= earlier < number for earlier in turn.conflicts), (dialogue.id, number)
+            assert turn.why
+
+
+def test_the_trained_set_has_a_label_for_each_line() -> None:
+    dialogues = [d for scenario in SCENARIOS for split in SPLITS for d in load_dialogues(scenario, split, "trained")]
+    assert Counter(d.persona for d in dialogues) == {persona.id: 1 for persona in load_bank().personas}
+    assert {len(d.turns) for d in dialogues} == {8} and {d.model for d in dialogues} == {"persona/sim-135m"}
+    for dialogue in dialogues:
+        for number, turn in enumerate(dialogue.turns, start=1):
+            assert (turn.drift in LINE_DRIFTS) == (turn.label == "contradicts"), (dialogue.id, number)
             assert all(1 <= earlier < number for earlier in turn.conflicts), (dialogue.id, number)
             assert turn.why
 
@@ -118,33 +139,34 @@ def test_a_name_that_does_not_exist_is_named(arguments: tuple[str, ...]) -> None
         load_items(*arguments)
 
 
-def on_policy_labels() -> dict[tuple[str, int], tuple[str, bool]]:
+def labels_of(held: str) -> dict[tuple[str, int], tuple[str, bool]]:
     return {
         (dialogue.id, number): (turn.label, bool(turn.conflicts))
         for scenario in SCENARIOS
         for split in SPLITS
-        for dialogue in load_dialogues(scenario, split)
+        for dialogue in load_dialogues(scenario, split, held)
         for number, turn in enumerate(dialogue.turns, start=1)
     }
 
 
-def test_agreement_of_the_second_pass_on_policy_is_what_the_docs_say() -> None:
-    file = FOLDER / "second_pass.on-policy.jsonl"
+@pytest.mark.parametrize(("held", "count", "row"), [("on_policy", 240, ""), ("trained", 192, "trained, ")])
+def test_agreement_of_the_second_pass_is_what_the_docs_say(held: str, count: int, row: str) -> None:
+    file = FOLDER / f"second_pass.{HELD[held]}.jsonl"
     second = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert len({(entry["id"], entry["turn"]) for entry in second}) == 240  # 15 % of 1,600
-    first = on_policy_labels()
+    assert len({(entry["id"], entry["turn"]) for entry in second}) == count  # 15 % of 1,600 and of 1,280
+    first = labels_of(held)
     labels = [(first[entry["id"], entry["turn"]][0], entry["label"]) for entry in second]
     clear = [pair for pair in labels if "unclear" not in pair]
     pairs = [(first[entry["id"], entry["turn"]][1], bool(entry["conflicts"])) for entry in second if entry["turn"] > 1]
     for name, found in (("three labels", labels), ("two labels", clear), ("conflicts", pairs)):
         kappa, agreed = cohen_kappa_score(*zip(*found, strict=True)), sum(a == b for a, b in found)
-        assert f"| {name} | {agreed} of {len(found)} | {kappa:.2f} |" in DOCS.read_text(encoding="utf-8")
+        assert f"| {row}{name} | {agreed} of {len(found)} | {kappa:.2f} |" in DOCS.read_text(encoding="utf-8")
 
 
 def test_agreement_of_the_second_pass_on_further_and_rewritten_lines_is_what_the_docs_say() -> None:
     file = FOLDER / "second_pass.further.jsonl"
     second = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    first = on_policy_labels()
+    first = labels_of("on_policy")
     turned = {item.id: item.label for item in load_items([REWRITTEN], "train")}
     further = [(first[e["id"], e["turn"]][0], e["label"]) for e in second if not e["rewritten"]]
     clear = [pair for pair in further if "unclear" not in pair]

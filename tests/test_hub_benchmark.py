@@ -39,6 +39,7 @@ def test_the_tables_hold_the_whole_bank() -> None:
     assert sum(len(rows) for (config, _), rows in tables.items() if config == "pairs") == 640
     dialogues = [row for (config, _), rows in tables.items() if config == "on_policy" for row in rows]
     assert sum(len(row["turns"]) for row in dialogues) == 1600 + 1536
+    assert sum(len(row["turns"]) for (config, _), rows in tables.items() if config == "trained" for row in rows) == 1280
     questions = sum(len(persona.questions) for persona in load_bank().select())
     for depth in DEPTHS:
         rows = tables[f"probes_depth{depth}", "test"]

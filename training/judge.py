@@ -194,7 +194,9 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
     (out / "data.json").write_text(json.dumps(data) + "\n", encoding="utf-8")
     examples = balanced([example_of(item, chat, context) for item, context in items], recipe.weights)
     others = load_short(recipe.half, "dev") if recipe.weights.get("short/prompt_to_line") else []
-    held_out = [example_of(item, chat) for item in (*load_items(split="dev"), *others)]
+    learned = {set_name(item) for item, _ in items}
+    dev = [item for item in load_items(split="dev") if set_name(item) in learned]
+    held_out = [example_of(item, chat) for item in (*dev, *others)]
     training, validation = Groups(examples, recipe.tokens), Groups(held_out, recipe.tokens)
     tokens = sum(chosen.tokens for chosen in training.groups)
     alone = sum(len(example.ids) for example in examples)
@@ -207,7 +209,7 @@ def train(recipe: Recipe, out: Path, resume: bool) -> dict[str, float]:
         fitted = begin_with_probe(
             peft_model, backbone, training.labelled(), recipe.probe, partial(log_odds_of, peft_model, backbone)
         )
-        print(f"probes: {fitted}; without further training: {validate(peft_model, backbone, validation)}", flush=True)
+        print(f"probes: {fitted}", flush=True)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=recipe.epochs,
