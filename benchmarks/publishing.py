@@ -2,10 +2,10 @@
 
 python benchmarks/publishing.py [--mode lfs] [--mode xet] [--json]
 
-A local server speaks the Hub's HTTP API (`tests/hub_server.py`); the client, peft, transformers, lm-eval and Inspect are
-the released ones, each in a process of its own. The checkout is a clone of this one's last commit. The base model is
-there under its own name and commit, with the weights of the installed package. From an empty cache, what was published
-must be byte for byte what lies in the checkout, and must get the scores that the local folders get.
+A local server speaks the Hub's HTTP API (`tests/hub_server.py`); the client, peft, transformers, lm-eval and Inspect
+are the released ones, each in a process of its own. The checkout is a clone of this one's last commit. The base model
+is there under its own name and commit, with the weights of the installed package. From an empty cache, what was
+published must be byte for byte what lies in the checkout, and must get the scores that the local folders get.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +32,7 @@ from persona_tasks.embedded.weights import embedded_folder, sha256
 from persona_tasks.hub.registry import load
 from tests.hub_server import LARGE, USERS, WRITE, Blob, Commit, HubServer, Repo
 
+ROOT = Path(__file__).parents[1]
 SIMULATOR, JUDGE = "sim-135m", "judge-135m"
 PYTHON = [sys.executable, "-c"]
 OURS = [*PYTHON, "from persona_tasks.cli import app; app()"]

@@ -246,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
     stages = made.add_subparsers(dest="stage", required=True)
     held, judged, again = (stages.add_parser(name, help=text) for name, text in STAGES.items())
     for stage in (held, again):
-        stage.add_argument("--model", default="smollm2-135m", help="the simulator: an embedded model, or a folder")
+        stage.add_argument("--model", default="smollm2-135m", help="the simulator: persona/NAME, or a folder")
         stage.add_argument("--temperature", type=float, help="plain sampling; default: the model's own way of talking")
         stage.add_argument("--seed", type=int, default=0, help="of the first dialogue; others count on from it")
     held.add_argument("--scenario", default="all")
@@ -275,7 +275,7 @@ def run(options: argparse.Namespace) -> None:
     if options.stage == "judge":
         judge_file(options.source, *open_judge(options.judge), options.metrics, options.out)
         return
-    model, seeds = options.model, range(options.seed, options.seed + options.times)
+    model, seeds = options.model.removeprefix("persona/"), range(options.seed, options.seed + options.times)
     simulator = Simulator(Engine.load(model), options.temperature)
     if options.stage == "rollout":
         personas = load_bank().select(options.scenario, options.split)

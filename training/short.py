@@ -1,9 +1,9 @@
 """Short persons in pairs, and lines that fit one and not the other: what a judge needs to compare a fact with a line.
 
-``training/short/*.jsonl`` holds them, one pair of persons a line, in many styles: first, second and third person, lists,
-moods. Of their four lines two fit the first person and contradict the second, and two the other way round. So each line,
-and each person, occurs equally often under both labels: neither tells anything without the other. They belong to no
-scenario, and are for training judges only. The last few pairs of a file are for validation.
+``training/short/*.jsonl`` holds them, one pair of persons a line, in many styles: first, second and third person,
+lists, moods. Of their four lines two fit the first person and contradict the second, and two the other way round. So
+each line, and each person, occurs equally often under both labels: neither tells anything without the other. They
+belong to no scenario, and are for training judges only. The last few pairs of a file are for validation.
 """
 
 from __future__ import annotations
@@ -53,15 +53,19 @@ def load_short(half: str = "all", split: Literal["train", "dev"] = "train", fold
 
 def _items(folder: Path, split: str) -> Iterator[tuple[int, Item]]:
     for file in sorted(folder.glob("*.jsonl")):
-        texts = list(enumerate(file.read_text(encoding="utf-8").splitlines()))
-        for place, text in texts[:-HELD_OUT] if split == "train" else texts[-HELD_OUT:]:
-            try:
-                pair = Pair.model_validate_json(text)
-            except ValidationError as error:
-                raise BankError(f"{file}, line {place + 1}: {error}") from None
+        pairs = list(enumerate(_pairs(file)))
+        for place, pair in pairs[:-HELD_OUT] if split == "train" else pairs[-HELD_OUT:]:
             for who, persona in (("a", pair.a), ("b", pair.b)):
                 for number, said in enumerate(pair.lines):
                     yield place, _item(f"{SHORT}/{file.stem}/{place}", who, persona, number, said)
+
+
+def _pairs(file: Path) -> Iterator[Pair]:
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            yield Pair.model_validate_json(text)
+        except ValidationError as error:
+            raise BankError(f"{file}, line {number}: {error}") from None
 
 
 def _item(pair: str, who: str, persona: str, number: int, said: Line) -> Item:
