@@ -43,7 +43,7 @@ class Recipe(common.Recipe):
     half: str = Field("all", pattern="^(even|odd|all)$", description="Which training personas.")
     derived: int = Field(3, ge=0, description="Derived lines per persona, of each kind and label.")
     weights: dict[SetName, float] = Field(
-        {}, description="Of a set in the loss; 1 if not named (short: 0); 0 leaves it out."
+        {}, description="Of a set in the loss; 1 if not named (0 for trained and short); 0 leaves it out."
     )
     probe: float = Field(
         0, ge=0, description="Begin with a linear probe of this strength; see training.probe. 0: none."

@@ -49,6 +49,7 @@ SetName = Literal[
     "derived/prompt_to_line",
     "short/prompt_to_line",
 ]
+OPTIONAL: tuple[SetName, ...] = ("trained/prompt_to_line", "trained/line_to_line", "short/prompt_to_line")
 
 
 def set_name(item: Item) -> str:
@@ -104,7 +105,7 @@ def training_items(
     Args:
         half: See `half_of`.
         derived: At most so many derived lines of each kind (from questions, from facts) and label for each persona.
-        weights: What weighs 0 is left out; short persons (`training.short`) come only if they are named.
+        weights: What weighs 0 is left out; what is `OPTIONAL` comes only if it is named.
     """
     bank = load_bank()
     personas = half_of(bank.select("all", "train"), half)
@@ -116,9 +117,9 @@ def training_items(
     for persona in personas:
         items += [(item, True) for item in _from_questions(persona, rng, derived)]
         items += [(item, False) for item in _from_facts(persona, personas, rng, derived)]
-    if (weights or {}).get("short/prompt_to_line"):
-        items += [(item, False) for item in load_short(half)]
-    out = {name for name, weight in (weights or {}).items() if not weight}
+    items += [(item, False) for item in load_short(half)]
+    named = weights or {}
+    out = {name for name, weight in named.items() if not weight} | {name for name in OPTIONAL if name not in named}
     return [(item, context) for item, context in items if set_name(item) not in out]
 
 
@@ -137,14 +138,16 @@ def _thinned(items: Sequence[Item], rng: random.Random) -> list[Item]:
     A small model says the same line five times over; its persona is computed with each, and nothing is learned from it.
     """
     items = [item for item in items if item.set not in HELD or item.conflicts or not _repeats(item)]
+    thinned = [item for item in items if not _plain_pair(item)]
+    for name in HELD:
+        plain = [item for item in items if item.set == name and _plain_pair(item)]
+        conflicts = sum(item.set == name and bool(item.conflicts) for item in items)
+        thinned += rng.sample(plain, min(len(plain), conflicts))
+    return thinned
 
-    def plain(item: Item) -> bool:
-        return item.set in HELD and item.metric == "line_to_line" and not item.conflicts
 
-    conflicts = sum(bool(item.conflicts) for item in items if item.set in HELD)
-    kept = [item for item in items if plain(item)]
-    kept = rng.sample(kept, min(len(kept), conflicts))
-    return [item for item in items if not plain(item)] + kept
+def _plain_pair(item: Item) -> bool:
+    return item.set in HELD and item.metric == "line_to_line" and not item.conflicts
 
 
 def _repeats(item: Item) -> bool:

@@ -168,6 +168,8 @@ def _training(registry: Registry, checkpoint: Checkpoint) -> Iterator[tuple[str,
 
 
 def _table(registry: Registry, score: Score) -> str:
+    from persona_tasks.judge_card import known_card, worth
+
     task = registry.task(score.task)
     base = comparable(registry, score)
     head = [
@@ -177,6 +179,8 @@ def _table(registry: Registry, score: Score) -> str:
         "| scenario | metric | base | this model | n | unparsed |",
         "|---|---|---|---|---|---|",
     ]
+    if score.judge and known_card(score.judge):
+        head.insert(1, f"({worth(score.judge)})")
     rows = []
     for value in score.values:
         before = base.value(value.metric, value.scenario) if base else None

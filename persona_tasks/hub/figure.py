@@ -32,7 +32,7 @@ def draw(scores: Sequence[Score], registry: Registry, file: Path) -> Path:
                 high = [point.value if point.high is None else point.high for point in value.curve]
                 axes.fill_between(turns, low, high, color=colour, alpha=0.15, linewidth=0)
     panels[0].set_ylabel("consistent")
-    panels[0].legend(loc="lower left")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(scores), frameon=False)
     figure.savefig(file, dpi=150, metadata={"Source": fingerprint(scores), "Software": None})
     return file
 

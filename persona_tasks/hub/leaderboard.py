@@ -54,6 +54,8 @@ def render(registry: Registry, root: Path) -> str:
 
 def data(registry: Registry, root: Path) -> dict[str, Any]:
     """What the page shows: metrics, scenarios, judges, and a row per score."""
+    from persona_tasks.judge_card import known_card, worth
+
     submissions = [(submission.score, submission.by) for submission in read_submissions(registry, root)]
     tasks = [task for task in registry.tasks if task.inspect]
     scores = [(score, "") for score in registry.scores] + submissions
@@ -70,6 +72,7 @@ def data(registry: Registry, root: Path) -> dict[str, Any]:
                 "name": name,
                 "title": judges[name].title if name in judges else name,
                 "doubt": judges[name].note if name in judges and not judges[name].usable else "",
+                "worth": worth(name) if known_card(name) else "",
             }
             for name in sorted({score.judge or "" for score, _ in scores if score.task == tasks[0].id})
         ],
