@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 
 from persona_tasks.agreement import (
     Row,
+    Statistic,
     accuracy,
     auc,
     confusion,
@@ -252,3 +254,23 @@ def test_a_run_without_readable_verdicts_is_a_card_too(monkeypatch: pytest.Monke
     assert card.parts["calibration/prompt_to_line"].unparsed == 1.0
     assert card.parts["calibration/prompt_to_line"].statistics == {}
     assert card.attack_success == 0.0
+
+
+def short(statistic: Statistic) -> str:
+    """As the documentation writes it: `.77 [.69, .84]`."""
+    assert statistic.value is not None and statistic.interval is not None
+    low, high = statistic.interval
+    return f"{statistic.value:.2f} [{low:.2f}, {high:.2f}]".replace("0.", ".")
+
+
+def test_the_documentation_says_of_the_embedded_judges_what_their_cards_say() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "judges.md").read_text(encoding="utf-8")
+    cards = [card for name in ("judge-135m", "judge-135m-audit") if (card := known_card(f"persona/{name}"))]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "(`" in line]
+    assert len(cards) == 2 and len(rows) == 8
+    for row in rows:
+        _, what, *cells, _ = (cell.strip() for cell in row.split("|"))
+        part, statistic = re.findall(r"`([\w/-]+)`", what)
+        assert cells == [short(card.parts[part].statistics[statistic]) for card in cards], row
+    attacks = [f"{100 * (card.attack_success or 0):.0f} %" for card in cards]
+    assert f"| {' | '.join(attacks)} |" in text
