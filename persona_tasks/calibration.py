@@ -11,7 +11,7 @@ lines *rewritten* as little as turns their label (``train.rewritten.jsonl``). Se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal, TypeVar
@@ -159,8 +159,12 @@ def load_items(
     for value, known in ((split, (*SPLITS, "all")), (scenario, (*scenarios, "all")), (metric, (*METRICS, "all"))):
         if value not in known:
             raise BankError(f"{value!r} is none of {', '.join(known)}")
-    readers = {"calibration": _composed, CONTRAST: _contrast, REWRITTEN: _rewritten}
-    readers |= {name: partial(_held, name) for name in HELD}
+    readers: dict[str, Callable[[str, str], tuple[Item, ...]]] = {
+        "calibration": _composed,
+        CONTRAST: _contrast,
+        REWRITTEN: _rewritten,
+        **{name: partial(_held, name) for name in HELD},
+    }
     if unknown := [name for name in sets if name not in readers]:
         raise BankError(f"{unknown[0]!r} is none of {', '.join(readers)}")
     files = [

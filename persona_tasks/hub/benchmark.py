@@ -155,10 +155,7 @@ def card(registry: Registry, root: Path, repository: str, tables: Mapping[tuple[
         lines=rows["lines"],
         pairs=rows["pairs"],
         probes=sum(rows[f"probes_depth{depth}"] for depth in DEPTHS),
-        **{
-            kind: sum(len(row["turns"]) for (name, _), found in tables.items() if name == kind for row in found)
-            for kind in HELD
-        },
+        held=sum(len(row["turns"]) for (name, _), found in tables.items() if name in HELD for row in found),
         rows={**rows, "probes": rows[f"probes_depth{DEPTHS[0]}"]},
         depths=DEPTHS,
         license=registry.benchmark.license,
