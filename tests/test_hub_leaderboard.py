@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from persona_tasks.hub.leaderboard import data
+from persona_tasks.hub.registry import load
 from tests.browser import DESK, PHONE, chromium, needs_browser, open_page, serious_faults
 from tests.hub_scores import HOSTILE, call, written
 from tests.hub_server import HubServer
@@ -133,3 +135,10 @@ def test_under_the_mouse_the_curve_shows(browser: Any, filled: World, tmp_path: 
     assert box and box["x"] >= 0 and box["x"] + box["width"] <= DESK[0]
     page.mouse.move(0, 0)
     assert page.locator(".tip").count() == 0
+
+
+def test_a_judge_with_a_card_is_shown_with_what_it_is_worth() -> None:
+    root = Path(__file__).parents[1]
+    shown = {judge["name"]: judge["worth"] for judge in data(load(root / "registry.yaml"), root)["judges"]}
+    assert "kappa" in shown["persona/judge-135m-audit"]
+    assert shown["persona/judge-135m-audit"] in (root / "model_cards/sim-135m/README.md").read_text(encoding="utf-8")
