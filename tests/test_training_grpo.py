@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -38,9 +38,11 @@ from tests.training_world import GUARDS, small, tiny_world
 from training import grpo, online, ppo
 from training.credit import centred, returns, scaled, spoken_logprobs, to_tokens
 from training.grpo import GRPO, Recipe, train
-from training.recipe import RecipeError, load_recipe, parser
+from training.recipe import RecipeError, load_recipe, lora, parser
 from training.rewards import JudgeError, RewardSettings
 from training.rollout import RolloutError
+from training.shared_prefix import dialogue_logits
+from training.voices import EngineVoice, Wanted
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "training" / "recipes"
@@ -144,6 +146,32 @@ def test_log_probabilities_are_those_of_what_was_sampled_from() -> None:
 # ------------------------------------------------------------------------------------------------------------- training
 
 
+def test_a_prompt_that_several_dialogues_share_is_computed_once(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    short, long = [7, 8, 9], [7, 8, 10, 11, 12]
+    rows = [(short, [20, 21, 22, 23]), (long, [30, 31]), (short, [24]), (short, [25, 26, 27])]
+    ids, mask = torch.zeros(4, 9, dtype=torch.long), torch.zeros(4, 9, dtype=torch.long)
+    for row, (prompt, said) in enumerate(rows):
+        ids[row, 5 - len(prompt) : 5 + len(said)] = torch.tensor(prompt + said)
+        mask[row, 5 - len(prompt) : 5 + len(said)] = 1
+    columns, computed = torch.tensor([0, 1, 3]), list[tuple[int, ...]]()
+    model.register_forward_pre_hook(lambda *seen: computed.append(seen[2]["input_ids"].shape), with_kwargs=True)
+    shared = dialogue_logits(model, ids, mask, columns, 5)
+    assert computed == [(1, 2), (3, 5), (1, 4), (1, 5)]  # each prompt but for its last token, then its dialogues
+    real = [(row, place) for row, (_, said) in enumerate(rows) for place in range(3) if columns[place] < len(said)]
+    torch.stack([shared[place].logsumexp(0) for place in real]).sum().backward()
+    gradients = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+
+    model.zero_grad()
+    whole = [model(input_ids=torch.tensor([prompt + said])).logits[0, len(prompt) - 1 :] for prompt, said in rows]
+    for row, place in real:
+        assert torch.allclose(shared[row, place], whole[row][columns[place]], atol=1e-5)
+    torch.stack([whole[row][columns[place]].logsumexp(0) for row, place in real]).sum().backward()
+    alone = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    assert len(alone) == len(gradients) > 10
+    assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(gradients, alone, strict=True))
+
+
 class Watched(GRPO):
     """Keeps what the first update is computed from."""
 
@@ -162,6 +190,21 @@ def test_the_engine_samples_from_what_is_trained(
     settings = recipe(folder, rank=rank, dtype=dtype, batch=8, steps=2, frequency_penalty=0.8, temperature=0.6)
     trainer = online.run(settings, tmp_path, False, partial(Probed, settings))
     assert trainer.compared > 50 and trainer.worst < tolerance
+
+
+def test_a_rollout_leaves_base_and_adapter_as_they_were(folder: Path) -> None:
+    model, tokenizer = load_model(str(folder), "bfloat16")
+    model = get_peft_model(model, lora(4))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    voice = EngineVoice(model, tokenizer, 0.7, 0.6)
+    with voice:
+        merged = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
+        assert not torch.equal(merged, before["base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"])
+        assert voice([Wanted([5, 6, 7], 4, 0)])[0].ids
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
 class Probed(GRPO):

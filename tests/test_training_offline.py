@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
@@ -339,6 +339,28 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
             start["model.layers.0.mlp.up_proj.weight"].bfloat16(), files[0]["model.layers.0.mlp.up_proj.weight"]
         )
         AutoTokenizer.from_pretrained(tmp_path / "whole" / "model")
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("method", ["sft", "kto", "dpo", "signed"])
+def test_an_adapter_is_trained_further_and_held_on_to(tmp_path: Path, folder: Path, data: Path, method: str) -> None:
+    train("sft", recipe_of("sft", folder, data), tmp_path / "begin")
+    begin = tmp_path / "begin" / "adapter"
+    further = recipe_of(method, folder, data, start=str(begin), **SIZES[method])
+    log = train(method, further, tmp_path / "run")
+    if method in ("dpo", "kto"):  # measured from where it began, nothing has moved yet; from the base, much has
+        assert log[0]["rewards/chosen"] == pytest.approx(0, abs=1e-5)
+        assert abs(log[-2]["rewards/chosen"]) > 1e-4
+    first, last = (load_file(path / "adapter_model.safetensors") for path in (begin, tmp_path / "run" / "adapter"))
+    assert first.keys() == last.keys() and not all(torch.equal(first[name], last[name]) for name in first)
+    assert PeftConfig.from_pretrained(str(tmp_path / "run" / "adapter")).r == 4
+
+
+def test_only_an_adapter_is_trained_further(tmp_path: Path, folder: Path, data: Path) -> None:
+    with pytest.raises(RecipeError, match=r"start: .* holds no adapter"):
+        train("signed", recipe_of("signed", folder, data, start=str(folder)), tmp_path / "run")
+    with pytest.raises(RecipeError, match="rank=0"):
+        train("signed", recipe_of("signed", folder, data, start=str(folder), rank=0), tmp_path / "run")
 
 
 @pytest.mark.usefixtures("brief")

@@ -1,4 +1,4 @@
-"""Dialogues that were written: of people to train on, whole, and ready for methods that learn from judged ones."""
+"""Dialogues that were written, or read and labelled: of people to train on, and ready for methods that learn from them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from persona_tasks.calibration import load_items
 from persona_tasks.embedded.weights import known, sha256
 from persona_tasks.monitors import is_role_flip, persona_copying, self_repetition
 from persona_tasks.personas import BankError, load_bank
 from persona_tasks.transcript import read_jsonl
+from training import signed
+from training.labelled import load_labelled
+from training.offline import read_dialogues
+from training.recipe import load_recipe
 from training.written import load_written
 
 ROOT = Path(__file__).parents[1]
@@ -60,3 +65,25 @@ def test_the_command_writes_what_training_reads(tmp_path: Path) -> None:
     shipped = known("sim-135m")
     assert shipped is not None and shipped.training is not None
     assert sha256(out) == shipped.training.data_sha256  # it learned from what is here now
+
+
+def test_lines_that_were_read_have_the_labels_of_the_calibration_set() -> None:
+    records = list(load_labelled())
+    people = {persona.id for persona in load_bank().select("all", "train")}
+    assert {record.transcript.persona_id for record in records} == people and len(records) == len(people)
+    counted = Counter((v.metric, v.outcome) for record in records for v in record.verdicts if v.outcome != "unparsed")
+    items = load_items(["trained"], "train")
+    assert counted == Counter((item.metric, item.label) for item in items) and len(counted) == 4
+    unclear = [v for record in records for v in record.of("prompt_to_line") if v.outcome == "unparsed"]
+    assert len(unclear) == 8 * 96 - counted["prompt_to_line", "consistent"] - counted["prompt_to_line", "contradicts"]
+    assert {record.judge for record in records} == {"read"} and all(v.reason for v in unclear)
+
+
+def test_methods_learn_from_lines_that_were_read(tmp_path: Path) -> None:
+    out = tmp_path / "labelled.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-m", "training.labelled", "--out", str(out)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "96 dialogues, 768 lines" in done.stdout
+    recipe = load_recipe(signed.Recipe, ROOT / "training" / "recipes" / "signed_read.yaml", [f"data=[{out}]"])
+    assert read_dialogues(recipe) == list(load_labelled())

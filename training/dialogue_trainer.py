@@ -29,6 +29,7 @@ from persona_tasks.transcript import Judged, append_jsonl
 from training.credit import spoken_logprobs
 from training.rewards import JudgeError, Name, Rewards, Scores, Values
 from training.rollout import Rollout, RolloutError, Spoken, as_trl
+from training.shared_prefix import dialogue_logits
 from training.voices import EngineVoice, TrainerVoice, Voice
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is "experimental"; a test watches it
@@ -179,15 +180,18 @@ class DialogueTrainer(GRPOTrainer):
         prompt = input_ids.shape[1] - turns.shape[1]
         columns = (turns >= 0).any(0).nonzero()[:, 0]  # only there does the vocabulary's projection cost anything
         with self.accelerator.autocast():
-            output = model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=attention_mask.cumsum(1).sub(1).clamp(min=0),  # prompts are padded on the left
-                logits_to_keep=columns + prompt - 1,
-                use_cache=False,
-            )
+            if self.args.gradient_checkpointing:  # which knows no keys of an earlier pass
+                logits = model(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=attention_mask.cumsum(1).sub(1).clamp(min=0),  # prompts are padded on the left
+                    logits_to_keep=columns + prompt - 1,
+                    use_cache=False,
+                ).logits
+            else:
+                logits = dialogue_logits(model, input_ids, attention_mask, columns, prompt)
         found = spoken_logprobs(
-            output.logits.float(),
+            logits.float(),
             input_ids[:, prompt:][:, columns],
             turns[:, columns],
             self.temperature,

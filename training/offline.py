@@ -46,6 +46,7 @@ Row = dict[str, Any]
 class Recipe(common.Recipe):
     """Settings of all methods that learn from judged dialogues."""
 
+    start: Path | None = Field(None, description=common.START)
     data: list[Path] = Field(min_length=1, description="Files that `training.data judge` wrote.")
     label_by: list[Literal["prompt_to_line", "line_to_line"]] = Field(
         ["prompt_to_line"], min_length=1, description="A line is consistent if all of these verdicts on it are."
@@ -195,15 +196,19 @@ def _label(record: Judged, turn: int, recipe: Recipe) -> tuple[Outcome, float | 
 
 
 def load(recipe: Recipe) -> tuple[Any, Any]:
-    """The base and its tokenizer.
+    """The base, with the adapter that training goes on from if there is one, and the tokenizer.
 
     Under an adapter the base has the type that the device computes fastest in. The adapter's own weights are always
     float32 (peft makes them so) and are what Adam moves: a step of 1e-5 on a bfloat16 weight of .05 would be rounded
     away. For the same reason all weights, where they are trained, are float32.
+
+    Raises:
+        RecipeError: `start` holds no adapter of the base, or all weights are to be trained.
     """
+    common.check_start(recipe.start, recipe.rank)
     model, tokenizer = load_model(recipe.base, "auto" if recipe.rank else "float32")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return model, tokenizer
+    return (common.load_adapter(model, recipe.base, recipe.start) if recipe.start else model), tokenizer
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -241,13 +246,14 @@ def arguments(kind: Callable[..., Any], recipe: Recipe, out: Path, **more: Any) 
 
 
 def adapter(recipe: Recipe, model: Any) -> Any:
-    """The LoRA settings, or None where all weights are trained."""
-    layers = model.config.get_text_config().num_hidden_layers
-    return common.lora(recipe.rank, recipe.first_layer, layers) if recipe.rank else None
+    """The settings of a new LoRA adapter; None where one is trained further, or all weights are."""
+    if recipe.start is not None or not recipe.rank:
+        return None
+    return common.lora(recipe.rank, recipe.first_layer, model.config.get_text_config().num_hidden_layers)
 
 
 def reference(recipe: Recipe, model: Any) -> Any:
-    """The model that preference methods hold on to: a copy, or None with an adapter, which is switched off for it."""
+    """The model that preference methods hold on to: a copy, or None with an adapter, for which TRL keeps where it began."""
     return None if recipe.rank else copy.deepcopy(model)
 
 

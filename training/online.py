@@ -42,9 +42,7 @@ class Recipe(common.Recipe):
     personas: str | None = Field(None, description="Folder of a bank of your own.")
     scenario: str = Field("all", description="A scenario, or all.")
     split: str = Field("train", description="Which personas, and which of the partner's lines.")
-    start: Path | None = Field(
-        None, description="Adapter of `base` that training goes on from, and KL holds on to: its rank, its layers."
-    )
+    start: Path | None = Field(None, description=common.START)
     turns: int = Field(6, gt=0, description="Lines that the simulator says in a dialogue.")
     dialogues: int = Field(32, gt=0, description="Dialogues per step, of all processes together.")
     group: int = Field(8, gt=1, description="Dialogues per persona and step; they are compared with one another.")
@@ -113,8 +111,7 @@ def prepare(recipe: Recipe, processes: int = 1) -> Prepared:
         raise RecipeError("generation=transformers knows no frequency_penalty: set it to 0, or use the engine or vllm")
     if not recipe.rewards.weights():
         raise RecipeError("rewards: all weights are 0, so nothing would be learned")
-    if recipe.start is not None and not recipe.rank:
-        raise RecipeError("start is an adapter, and rank=0 trains all weights: leave one of them out")
+    common.check_start(recipe.start, recipe.rank)
 
     rewards = Rewards(recipe.rewards, open_role(recipe.judge, "judge", recipe.connections))
     partner = None if recipe.partner == "scripted" else open_role(recipe.partner, "partner", recipe.connections)

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from persona_tasks.embedded.weights import known
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+START = "Adapter of `base` that training goes on from, and holds on to (KL): its rank, its layers."
 PACKAGES = ("torch", "transformers", "trl", "peft", "persona-tasks")
 
 
@@ -139,6 +140,12 @@ def lora(rank: int, first_layer: int = 0, layers: int | None = None, dropout: fl
         layers_to_transform=chosen,
         task_type="CAUSAL_LM",
     )
+
+
+def check_start(start: Path | None, rank: int) -> None:
+    """Raises: RecipeError if an adapter is to be trained further together with all weights."""
+    if start is not None and not rank:
+        raise RecipeError("start is an adapter, and rank=0 trains all weights: leave one of them out")
 
 
 def load_adapter(model: Any, base: str, folder: Path) -> PeftModel:

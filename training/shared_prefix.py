@@ -76,6 +76,41 @@ def _group(prompts: Sequence[tuple[int, ...]], first: Sequence[int], numbers: Se
     return Group(chosen[0][:shared], tuple(prompt[shared:] for prompt in chosen), tuple(numbers))
 
 
+def dialogue_logits(model: Any, input_ids: Tensor, attention_mask: Tensor, columns: Tensor, prompt: int) -> Tensor:
+    """Logits that predict some tokens of dialogues of which several have the same prompt.
+
+    Args:
+        model: A transformers language model, wrapped or not.
+        input_ids: ``[B, prompt + T]``: prompts, padded on the left, and what follows them, padded on the right.
+        attention_mask: The same shape, 0 where there is padding.
+        columns: ``[C]``, which of the T tokens are to be predicted.
+        prompt: Width of the prompts.
+
+    Returns:
+        ``[B, C, V]``. What is computed for padding means nothing.
+    """
+    prompts, which = torch.unique(input_ids[:, :prompt] * attention_mask[:, :prompt], dim=0, return_inverse=True)
+    made: list[Tensor] = [torch.empty(0)] * len(input_ids)
+    for number in range(len(prompts)):
+        rows = (which == number).nonzero()[:, 0]
+        row, past = int(rows[0]), int(attention_mask[rows[0], :prompt].sum()) - 1  # its last token predicts the first
+        cache = DynamicCache()
+        if past:
+            prefix = input_ids[row : row + 1, prompt - 1 - past : prompt - 1]
+            model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(rows))
+        logits = model(
+            input_ids=input_ids[rows, prompt - 1 :],
+            attention_mask=torch.cat([attention_mask.new_ones(len(rows), past), attention_mask[rows, prompt - 1 :]], 1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=columns,
+        ).logits
+        for place, own in zip(rows.tolist(), logits, strict=True):
+            made[place] = own
+    return torch.stack(made)
+
+
 class Backbone:
     """A decoder whose layers below `learns` never change: of a group that comes again, only the others are computed.
 
