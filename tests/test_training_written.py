@@ -1,4 +1,4 @@
-"""Dialogues that were written, or read and labelled: of people to train on, and ready for methods that learn from them."""
+"""Dialogues that were written, or read and labelled: of people to train on, and ready to be learned from."""
 
 from __future__ import annotations
 

@@ -59,6 +59,12 @@ def to_tokens(lines: Tensor, turns: Tensor) -> Tensor:
     return lines.gather(1, turns.clamp(min=0)) * (turns >= 0)
 
 
+def line_means(values: Tensor, turns: Tensor, count: int) -> Tensor:
+    """``[B, count]``, the mean of `values`, ``[B, T]``, over each line's tokens; NaN for lines without any."""
+    lines = turns[:, :, None] == torch.arange(count, device=turns.device)
+    return (values[:, :, None] * lines).sum(1) / lines.sum(1)
+
+
 def spoken_logprobs(
     logits: Tensor, ids: Tensor, turns: Tensor, temperature: float, frequency_penalty: float
 ) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from training import online
 from training import recipe as common
-from training.credit import Credit, Scale, centred, returns, scaled, to_tokens
+from training.credit import Credit, Scale, centred, line_means, returns, scaled, to_tokens
 from training.dialogue_trainer import DialogueTrainer
 
 
@@ -43,6 +43,12 @@ class Recipe(online.Recipe):
     gamma: float = Field(1.0, ge=0, le=1, description="credit=turn: discount of the lines that follow.")
     segment: int = Field(2, gt=0, description="credit=segment: lines that count, this one included.")
     scale: Scale = Field("batch", description="Divide advantages by the deviation in the batch, group, or not.")
+    fluency: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the mean log-probability of a line's tokens under the model that training began with: "
+        "nonsense contradicts nobody, and must cost something. Needs beta.",
+    )
 
 
 class GRPO(DialogueTrainer):
@@ -65,13 +71,28 @@ class GRPO(DialogueTrainer):
                 whole = whole + earned
             else:
                 lines = lines + earned
+        if recipe.fluency:
+            lines = lines + recipe.fluency * centred(self._fluency(output), recipe.group)
         credited = returns(lines, recipe.credit, recipe.gamma, recipe.segment) + whole
         credited = scaled(credited, recipe.scale, recipe.group)
         return to_tokens(self.own(credited), self.turn_ids)
 
+    def _fluency(self, output: dict[str, Tensor]) -> Tensor:
+        """``[dialogues of all processes, turns]``: nats per token, NaN where nothing was said."""
+        found = line_means(output["ref_per_token_logps"], self.turn_ids, self.rollout.turns)
+        gathered: Tensor = self.accelerator.gather(found)
+        self.note("fluency", gathered.nanmean().item())
+        return gathered
+
 
 def train(recipe: Recipe, out: Path, resume: bool = False) -> DialogueTrainer:
-    """Train; see `online.run`."""
+    """Train; see `online.run`.
+
+    Raises:
+        RecipeError: `fluency` without `beta`: nothing is computed with the model that training began with.
+    """
+    if recipe.fluency and not recipe.beta:
+        raise common.RecipeError("fluency is not 0 but beta is: the model that training began with is not asked")
     return online.run(recipe, out, resume, partial(GRPO, recipe))
 
 

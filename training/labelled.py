@@ -3,9 +3,9 @@
 python -m training.labelled --out runs/data/labelled.jsonl
 python -m training.labelled --set on_policy --out runs/data/labelled-base.jsonl
 
-They are the train part of the calibration set's dialogues (docs/calibration.md): ``trained``, what persona/sim-135m v1.0
-said, or ``on_policy``, what its base said. The output is what `training.data judge` would give had a judge found just
-that. A line whose label is `unclear` has no verdict to learn from, and counts as unparsed.
+They are the train part of the calibration set's dialogues (docs/calibration.md): ``trained``, what persona/sim-135m
+v1.0 said, or ``on_policy``, what its base said. The output is what `training.data judge` would give had a judge found
+just that. A line whose label is `unclear` has no verdict to learn from, and counts as unparsed.
 """
 
 from __future__ import annotations

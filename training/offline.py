@@ -253,7 +253,7 @@ def adapter(recipe: Recipe, model: Any) -> Any:
 
 
 def reference(recipe: Recipe, model: Any) -> Any:
-    """The model that preference methods hold on to: a copy, or None with an adapter, for which TRL keeps where it began."""
+    """The model that preference methods hold on to: a copy; None with an adapter, of whose beginning TRL keeps one."""
     return None if recipe.rank else copy.deepcopy(model)
 
 
