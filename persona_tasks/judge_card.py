@@ -126,7 +126,7 @@ def worth(judge: str) -> str:
     from persona_tasks.hub.registry import load
 
     card, listed = known_card(judge), load().judge(judge)
-    if card is None and listed is not None and not listed.usable:
+    if listed is not None and not listed.usable:
         return f"judge {judge} is of no use for scores. {listed.note.rstrip('.')}"
     if card is None:
         return f"judge {judge}: its error is not known; measure it with `persona-tasks judge-card --judge {judge}`"

@@ -235,7 +235,7 @@ def test_a_card_is_a_table_of_the_documentation_and_of_a_judges_model_card() -> 
 
 
 def test_every_run_says_what_its_judge_is_worth() -> None:
-    assert "of no use for scores" in worth("persona/smollm2-135m")  # by the registry: it has no card, and needs none
+    assert "of no use for scores" in worth("persona/smollm2-135m")  # its card says why
     assert "kappa with labels" in worth(DEFAULT_JUDGE)
     assert "its error is not known" in worth("openai/anything")
 

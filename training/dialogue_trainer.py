@@ -180,7 +180,8 @@ class DialogueTrainer(GRPOTrainer):
         prompt = input_ids.shape[1] - turns.shape[1]
         columns = (turns >= 0).any(0).nonzero()[:, 0]  # only there does the vocabulary's projection cost anything
         with self.accelerator.autocast():
-            if self.args.gradient_checkpointing:  # which knows no keys of an earlier pass
+            # checkpointing knows no keys of an earlier pass; and each process must make as many passes as any other
+            if self.args.gradient_checkpointing or self.accelerator.num_processes > 1:
                 logits = model(
                     input_ids=input_ids,
                     attention_mask=attention_mask,

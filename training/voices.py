@@ -104,6 +104,7 @@ class EngineVoice:
             with torch.no_grad():
                 for name, weight in self.base.items():
                     self.model.get_parameter(name).copy_(weight)
+            self.base.clear()
         self.model.set_attn_implementation(self.attention)
         self.model.train(self.training)
 
