@@ -16,7 +16,7 @@ from persona_tasks.monitors import is_role_flip, persona_copying, self_repetitio
 from persona_tasks.personas import BankError, load_bank
 from persona_tasks.transcript import read_jsonl
 from training import signed
-from training.labelled import load_labelled
+from training.labelled import load_corrected, load_labelled
 from training.offline import read_dialogues
 from training.recipe import load_recipe
 from training.written import load_written
@@ -87,3 +87,29 @@ def test_methods_learn_from_lines_that_were_read(tmp_path: Path) -> None:
     assert "96 dialogues, 768 lines" in done.stdout
     recipe = load_recipe(signed.Recipe, ROOT / "training" / "recipes" / "signed_read.yaml", [f"data=[{out}]"])
     assert read_dialogues(recipe) == list(load_labelled())
+
+
+def test_every_wrong_line_has_a_correction_that_can_be_compared_with_it() -> None:
+    parents = {record.transcript.id: record for record in load_labelled()}
+    corrected = list(load_labelled("corrected"))
+    places = Counter((record.transcript.metadata["parent"], len(record.transcript.turns)) for record in corrected)
+    wrong = {
+        (name, verdict.turn)
+        for name, record in parents.items()
+        for verdict in record.verdicts
+        if verdict.outcome == "contradicts" or (verdict.metric == "prompt_to_line" and verdict.outcome == "unparsed")
+    }
+    assert places == dict.fromkeys(wrong, 1)
+    for record in corrected:
+        said, turn = record.transcript, len(record.transcript.turns)
+        parent = parents[said.metadata["parent"]].transcript
+        assert said.turns[:-1] == parent.turns[: turn - 1] and said.turns[-1].partner == parent.turns[turn - 1].partner
+        assert said.lines[-1] and said.lines[-1] != parent.lines[turn - 1] and not is_role_flip(said.lines[-1])
+        assert {v.outcome for v in record.verdicts if v.turn == turn} == {"consistent"}
+
+
+def test_a_correction_of_what_is_right_is_named(tmp_path: Path) -> None:
+    right = next(record for record in load_labelled() if record.of("prompt_to_line")[0].outcome == "consistent")
+    (tmp_path / "x.jsonl").write_text(json.dumps({"dialogue": right.transcript.id, "turn": 1, "line": "No."}) + "\n")
+    with pytest.raises(BankError, match=r"x\.jsonl, line 1: .* has no wrong line 1"):
+        list(load_corrected(tmp_path))

@@ -2,10 +2,15 @@
 
 python -m training.labelled --out runs/data/labelled.jsonl
 python -m training.labelled --set on_policy --out runs/data/labelled-base.jsonl
+python -m training.labelled --set corrected --out runs/data/corrected.jsonl
 
 They are the train part of the calibration set's dialogues (docs/calibration.md): ``trained``, what persona/sim-135m
 v1.0 said, or ``on_policy``, what its base said. The output is what `training.data judge` would give had a judge found
 just that. A line whose label is `unclear` has no verdict to learn from, and counts as unparsed.
+
+``corrected`` holds, for each line of ``trained`` that is wrong or unclear, what the person would have said at that
+point (``training/corrected``, training/README.md): branches of one turn, as `training.data branch` makes them, so that
+line level DPO finds the pairs, and SFT learns the new line only.
 """
 
 from __future__ import annotations
@@ -15,22 +20,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from persona_tasks.calibration import LabelledDialogue, load_dialogues
-from persona_tasks.personas import load_bank
+from persona_tasks.personas import BankError, load_bank
 from persona_tasks.protocol.partners import Partner
 from persona_tasks.protocol.play import blank
 from persona_tasks.transcript import Judged, Outcome, Turn, Verdict, append_jsonl
 
-Set = Literal["trained", "on_policy"]
+Set = Literal["trained", "on_policy", "corrected"]
+FOLDER = Path(__file__).parent / "corrected"
 READ = "read"  # who is named as judge
+
+
+class Corrected(BaseModel):
+    """One line of a file: what should have been said in a labelled dialogue."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    dialogue: str
+    turn: int
+    line: str
 
 
 def load_labelled(set: Set = "trained") -> Iterator[Judged]:
     """The dialogues of the training personas, with a verdict for each line.
 
     Raises:
-        BankError: A file of the calibration set is broken; names its line.
+        BankError: A file is broken; names its line.
     """
+    if set == "corrected":
+        yield from load_corrected()
+        return
     for scenario in load_bank().scenarios:
         yield from map(_judged, load_dialogues(scenario, "train", set))
 
@@ -53,10 +73,53 @@ def _judged(labelled: LabelledDialogue) -> Judged:
     return Judged(transcript=transcript, verdicts=verdicts, judge=READ)
 
 
+def load_corrected(folder: Path = FOLDER) -> Iterator[Judged]:
+    """The corrections, each a branch of its dialogue that ends with the new line.
+
+    Raises:
+        BankError: A line is none, or of no labelled dialogue, or of a turn that needs no correction; names the line.
+    """
+    parents = {record.transcript.id: record for record in load_labelled()}
+    for file in sorted(folder.glob("*.jsonl")):
+        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                corrected = Corrected.model_validate_json(text)
+            except ValidationError as error:
+                raise BankError(f"{file}, line {number}: {error}") from None
+            parent = parents.get(corrected.dialogue)
+            if parent is None or corrected.turn not in _wrong(parent):
+                raise BankError(
+                    f"{file}, line {number}: {corrected.dialogue} has no wrong line in turn {corrected.turn}"
+                )
+            yield _branch(parent, corrected)
+
+
+def _wrong(record: Judged) -> set[int]:
+    """Turns whose line is not consistent, or contradicts an earlier one."""
+    return {
+        verdict.turn
+        for verdict in record.verdicts
+        if verdict.outcome == "contradicts" or (verdict.metric == "prompt_to_line" and verdict.outcome == "unparsed")
+    }
+
+
+def _branch(parent: Judged, corrected: Corrected) -> Judged:
+    turn, said = corrected.turn, parent.transcript
+    turns = [*said.turns[: turn - 1], said.turns[turn - 1].model_copy(update={"line": corrected.line})]
+    metadata = {"parent": said.id, "branch": turn, "segment": 1}
+    name = f"{said.id}/corrected/{turn}"
+    new = said.model_copy(update={"id": name, "model": "written", "turns": turns, "metadata": metadata})
+    before = [verdict for verdict in parent.verdicts if verdict.turn < turn]
+    own = [Verdict(metric="prompt_to_line", turn=turn, outcome="consistent", reason="written so")]
+    if turn > 1:
+        own.append(Verdict(metric="line_to_line", turn=turn, outcome="consistent", reason="written so"))
+    return Judged(transcript=new, verdicts=[*before, *own], judge=READ)
+
+
 def main() -> None:
     """Parse the command line and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", choices=["trained", "on_policy"], default="trained", help="whose lines they are")
+    parser.add_argument("--set", choices=Set.__args__, default="trained", help="whose lines they are")  # type: ignore[attr-defined]
     parser.add_argument("--out", type=Path, required=True, help="JSONL of judged dialogues; written anew")
     options = parser.parse_args()
     records = list(load_labelled(options.set))
