@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
 
     trained, compared = chosen.out / "grpo", chosen.out / "compared"
     if not (trained / "adapter").is_dir():
-        own = [f"base={chosen.base}", f"personas={chosen.bank}", f"judge={chosen.reward}"]
+        own = [f"base={chosen.base}", "start=null", f"personas={chosen.bank}", f"judge={chosen.reward}"]
         resume = ["--resume"] if (trained / "log.jsonl").is_file() else []
         run("training.grpo", chosen.recipe, trained, [*own, *chosen.set], resume)
     cells = [

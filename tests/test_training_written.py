@@ -111,5 +111,5 @@ def test_every_wrong_line_has_a_correction_that_can_be_compared_with_it() -> Non
 def test_a_correction_of_what_is_right_is_named(tmp_path: Path) -> None:
     right = next(record for record in load_labelled() if record.of("prompt_to_line")[0].outcome == "consistent")
     (tmp_path / "x.jsonl").write_text(json.dumps({"dialogue": right.transcript.id, "turn": 1, "line": "No."}) + "\n")
-    with pytest.raises(BankError, match=r"x\.jsonl, line 1: .* has no wrong line 1"):
+    with pytest.raises(BankError, match=r"x\.jsonl, line 1: .* has no wrong line in turn 1"):
         list(load_corrected(tmp_path))
