@@ -9,8 +9,9 @@ v1.0 said, or ``on_policy``, what its base said. The output is what `training.da
 just that. A line whose label is `unclear` has no verdict to learn from, and counts as unparsed.
 
 ``corrected`` holds, for each line of ``trained`` that is wrong or unclear, what the person would have said at that
-point (``training/corrected``, training/README.md): branches of one turn, as `training.data branch` makes them, so that
-line level DPO finds the pairs, and SFT learns the new line only.
+point (``training/corrected``, training/README.md): branches of one turn, as `training.data branch` makes them. SFT
+learns the new line only; line level DPO, given both files, compares it with the old one where that has a verdict, which
+unclear lines have not.
 """
 
 from __future__ import annotations
