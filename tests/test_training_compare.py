@@ -325,7 +325,7 @@ def test_a_whole_run_and_one_that_is_interrupted(
     assert results.trained["grpo-0"]["commit"] == "abc"
     assert {"judge", "base", "grpo-0"} == set(results.weights)
     assert all(len(digest) == 64 for files in results.weights.values() for digest in files.values())
-    for name in ("drift.png", "drift.pdf", "training.png", "side_by_side.md"):
+    for name in ("drift.png", "drift.pdf", "training.png", "trade_off.png", "side_by_side.md"):
         assert (whole / name).stat().st_size and (name.endswith("pdf") or f"({name})" in page)
     played = list(read_jsonl(whole / "judged" / "main" / "grpo-0.jsonl"))
     assert {load_bank().persona(r.transcript.persona_id).split for r in played} == {"test"}

@@ -234,6 +234,31 @@ def test_the_signed_loss_is_minus_r_w_log_p(tmp_path: Path, folder: Path, data: 
     assert loss.item() == pytest.approx(total / count, rel=1e-4)
 
 
+def test_a_shared_prompt_gives_the_log_probabilities_and_gradients_of_whole_rows(
+    folder: Path, data: Path, tmp_path: Path
+) -> None:
+    """Those of TRL's own loss, on dialogues of two people of several lengths."""
+    records = [judged(NAMES[0], "+-+"), judged(NAMES[0], "+-?+", 1), judged(NAMES[1], "++")]
+    recipe = recipe_of("sft", folder, data, batch=3)
+    made = sft.rows(recipe, [tokens(recipe, record) for record in records])
+    model, reader = offline.load(recipe)
+    model.float()
+    runner = sft.trainer(recipe, model, reader, made, tmp_path)
+    inputs = next(iter(runner.get_train_dataloader()))
+    assert sorted(inputs["persona"]) == sorted([NAMES[0], NAMES[0], NAMES[1]])
+    found, places = runner.learned(runner.model, inputs)
+    whole = runner.model(
+        **{key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}, use_cache=False, fused_lm_head=True
+    ).log_probs
+    assert torch.allclose(found, whole[places[:, 0], places[:, 1] - 1], atol=1e-4)
+    assert len(found) == int((inputs["labels"] != IGNORED).sum())
+    assert whole.sum().item() == pytest.approx(found.sum().item())
+    weights = [weight for weight in runner.model.parameters() if weight.requires_grad]
+    shared, plain = (torch.autograd.grad(logps.sum(), weights) for logps in (found, whole))
+    assert all(torch.allclose(one, other, atol=1e-3) for one, other in zip(shared, plain, strict=True))
+    assert max(float(one.abs().max()) for one in shared) > 0.1
+
+
 def test_a_verdict_the_judge_doubts_and_the_worst_of_several(folder: Path, data: Path) -> None:
     record = judged(NAMES[0], "++-")  # p_contradicts .2, .2, .9
     record.verdicts += [
@@ -372,7 +397,8 @@ def test_a_small_step_is_not_rounded_away(
     for rank in (4, 0):
         recipe = recipe_of("sft", folder, data, rank=rank, learning_rate=1e-6, limit=2)
         model, reader = offline.load(recipe)
-        runner = sft.trainer(recipe, model, reader, [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}] * 4, tmp_path)
+        row = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "persona": NAMES[0]}
+        runner = sft.trainer(recipe, model, reader, [row] * 4, tmp_path)
         trained = {name: p for name, p in runner.model.named_parameters() if p.requires_grad}
         assert {p.dtype for p in trained.values()} == {torch.float32}
         before = {name: p.detach().clone() for name, p in trained.items()}

@@ -6,7 +6,7 @@ A recipe lists *cells* (one trained model each) and *conditions* (how long, with
 there is played under each condition, then judged. Dialogues go to ``dialogues/<condition>/<cell>.jsonl``, with verdicts
 to ``judged/<condition>/<cell>.jsonl``, batch by batch: the same command again does only what is missing, also without
 --resume. After each cell the results are written anew, ``results.json`` and ``results.md``; at the end, pictures
-(``drift``, ``training``) and ``side_by_side.md``. A cell without weights says `not run`.
+(``drift``, ``training``, ``trade_off``) and ``side_by_side.md``. A cell without weights says `not run`.
 
 Before anything is played, a cell is refused if its rewards came from the judge that reports, or if it was trained on
 the people it would be reported on (see `check_cell`).
@@ -27,7 +27,7 @@ from persona_tasks.personas import Persona
 from persona_tasks.report.judges import judge_kappa
 from persona_tasks.transcript import METRICS
 from training import recipe as common
-from training.compare_page import markdown, side_by_side, write_pictures
+from training.compare_page import markdown, side_by_side, write_pictures, write_trade_off
 from training.compare_play import (
     Cell,
     CompareError,
@@ -159,6 +159,9 @@ def write(recipe: Recipe, out: Path, notes: list[str], pictures: bool = False) -
     )
     (out / "results.json").write_text(results.model_dump_json(indent=2) + "\n", encoding="utf-8")
     files = draw(recipe, next(iter(played.values())), runs, out) if pictures else []
+    first = next(iter(results.conditions.values()))
+    if pictures and any(row.metrics for row in first):
+        files.insert(0, write_trade_off(first, out))
     (out / "results.md").write_text(markdown(results, files), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What a comparison looks like: the page with its tables, two pictures, and dialogues side by side."""
+"""What a comparison looks like: the page with its tables, pictures, and dialogues side by side."""
 
 from __future__ import annotations
 
@@ -206,6 +206,23 @@ def write_pictures(cells: Sequence[Played], logs: Mapping[str, Path], folder: Pa
             drawn = plots.training_curves(curves[curves["model"].isin(part)])
             files += plots.save(drawn, folder, _numbered("training", number))
     return [file.name for file in files if file.suffix == ".png"]
+
+
+def write_trade_off(rows: Sequence[MethodResult], folder: Path) -> str:
+    """Draw what each method gains, prompt to line, against the length of its lines; returns the PNG's name."""
+    points = [
+        (row.method, row.monitors["line_length"].value, 1 - score.value, *reversed(_flipped(score)))
+        for row in rows
+        if row.metrics and (score := row.metrics["prompt_to_line"].score).value is not None
+    ]
+    frame = pd.DataFrame(points, columns=["model", "x", "value", "low", "high"])
+    drawn = plots.trade_off(frame, "words a line", "inconsistent, prompt to line")
+    return plots.save(drawn, folder, "trade_off")[0].name
+
+
+def _flipped(score: Statistic) -> tuple[float | None, float | None]:
+    low, high = score.interval or (None, None)
+    return None if low is None else 1 - low, None if high is None else 1 - high
 
 
 def training_frame(cells: Sequence[Played], logs: Mapping[str, Path]) -> pd.DataFrame:

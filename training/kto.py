@@ -43,7 +43,7 @@ def rows(recipe: Recipe, dialogues: list[Dialogue]) -> list[Row]:
             "prompt_ids": dialogue.prompt(turn),
             "completion_ids": dialogue.line(turn),
             "label": dialogue.outcomes[turn - 1] == "consistent",
-            "persona": dialogue.record.transcript.persona_id,
+            "persona": dialogue.persona,
         }
         for dialogue in dialogues
         for turn in dialogue.own_turns

@@ -30,13 +30,14 @@ from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from persona_tasks.embedded.chat import Chat
 from persona_tasks.embedded.weights import fitting_dtype, load_model
-from persona_tasks.personas import Bank, load_bank
+from persona_tasks.personas import Bank
 from persona_tasks.protocol.asks import Message
 from persona_tasks.protocol.limits import LINE_TOKENS
 from persona_tasks.protocol.play import SILENCE
 from persona_tasks.protocol.prompts import persona_text, simulator_prompt
 from persona_tasks.transcript import Judged, Outcome, Transcript, read_jsonl
 from training import recipe as common
+from training.people import training_bank
 from training.recipe import RecipeError
 
 IGNORED = -100  # label of tokens that are not trained on
@@ -91,6 +92,10 @@ class Dialogue:
     first: int
 
     @property
+    def persona(self) -> str:
+        return self.record.transcript.persona_id
+
+    @property
     def own_turns(self) -> range:
         return range(self.first, len(self.spans) + 1)
 
@@ -110,7 +115,7 @@ def read_dialogues(recipe: Recipe) -> list[Judged]:
             no verdict can be learned from.
         TranscriptError: A file is broken; names its line.
     """
-    bank, records = load_bank(), dict[str, Judged]()
+    bank, records = training_bank(), dict[str, Judged]()
     for file in recipe.data:
         if not file.is_file():
             raise RecipeError(f"data: there is no file {file}")
@@ -152,7 +157,7 @@ def tokens_of(record: Judged, recipe: Recipe, chat: Chat, ends: Collection[int],
         RecipeError: It doesn't fit the context, or the template is not prefix-preserving.
     """
     transcript = record.transcript
-    messages = messages_of(transcript, load_bank())
+    messages = messages_of(transcript, training_bank())
     prompts = [chat.ids([m._asdict() for m in messages[: 2 * turn]]) for turn in range(1, len(transcript.turns) + 2)]
     ids, spans = prompts[-1], list[tuple[int, int]]()
     for before, after in pairwise(prompts):

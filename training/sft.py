@@ -13,13 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from pydantic import Field
-from trl import SFTConfig, SFTTrainer
 
-from training import offline
+from training import offline, supervised
 from training.offline import IGNORED, Dialogue, Row
 from training.recipe import RecipeError
+from training.supervised import DialogueSFTTrainer
 
 
 class Recipe(offline.Recipe):
@@ -34,7 +33,7 @@ class Recipe(offline.Recipe):
 
 
 def rows(recipe: Recipe, dialogues: list[Dialogue]) -> list[Row]:
-    """``{input_ids, labels}`` for each dialogue, up to its last trained token; dialogues without any are left out.
+    """``{input_ids, labels, persona}`` for each dialogue with a trained token, up to its last one.
 
     Raises:
         RecipeError: There is no consistent line.
@@ -51,21 +50,15 @@ def rows(recipe: Recipe, dialogues: list[Dialogue]) -> list[Row]:
                 start, last = dialogue.spans[turn - 1]
                 labels[start:last] = dialogue.ids[start:last]
         if last:
-            made.append({"input_ids": dialogue.ids[:last], "labels": labels[:last]})
+            made.append({"input_ids": dialogue.ids[:last], "labels": labels[:last], "persona": dialogue.persona})
     if not made:
         raise RecipeError("no line of the data is consistent, or only after too many that are not (tolerate)")
     return made
 
 
-def trainer(recipe: Recipe, model: Any, tokenizer: Any, made: list[Row], out: Path) -> SFTTrainer:
-    """TRL's trainer takes ids and labels as they are; its own masking would need another chat template."""
-    return SFTTrainer(
-        model=model,
-        args=offline.arguments(SFTConfig, recipe, out),
-        train_dataset=Dataset.from_list(made),
-        processing_class=tokenizer,
-        peft_config=offline.adapter(recipe, model),
-    )
+def trainer(recipe: Recipe, model: Any, tokenizer: Any, made: list[Row], out: Path) -> DialogueSFTTrainer:
+    """The trainer."""
+    return supervised.make(DialogueSFTTrainer, recipe, model, tokenizer, made, out)
 
 
 if __name__ == "__main__":

@@ -18,20 +18,17 @@ One row per dialogue; the loss is the mean over the tokens of all judged lines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import Dataset
 from pydantic import Field
 from torch import Tensor
-from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from training import offline
+from training import offline, supervised
 from training.offline import IGNORED, Dialogue, Row
 from training.recipe import RecipeError
+from training.supervised import DialogueSFTTrainer
 
 FLOOR = 0.01
 
@@ -46,7 +43,7 @@ class Recipe(offline.Recipe):
 
 
 def rows(recipe: Recipe, dialogues: list[Dialogue]) -> list[Row]:
-    """``{input_ids, labels, rewards}`` for each dialogue with a judged line; the reward of other tokens is 0.
+    """``{input_ids, labels, rewards, persona}`` for each dialogue with a judged line; the reward of other tokens is 0.
 
     Raises:
         RecipeError: There is no judged line.
@@ -60,7 +57,8 @@ def rows(recipe: Recipe, dialogues: list[Dialogue]) -> list[Row]:
                 labels[start:last] = dialogue.ids[start:last]
                 rewards[start:last] = [1.0 if outcome == "consistent" else -recipe.penalty] * (last - start)
         if last:
-            made.append({"input_ids": dialogue.ids[:last], "labels": labels[:last], "rewards": rewards[:last]})
+            row = {"input_ids": dialogue.ids[:last], "labels": labels[:last], "rewards": rewards[:last]}
+            made.append({**row, "persona": dialogue.persona})
     if not made:
         raise RecipeError("no line of the data has a verdict that can be learned from (certain)")
     return made
@@ -78,53 +76,22 @@ def importance(logps: Tensor, rewards: Tensor, kind: str) -> Tensor:
     return torch.where(rewards > 0, torch.ones_like(clamped), clamped) if kind == "varmi" else clamped
 
 
-@dataclass
-class WithRewards(DataCollatorForLanguageModeling):
-    """TRL's collator, and ``rewards``, ``[rows, tokens]``."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        output: dict[str, Any] = super().torch_call([{k: v for k, v in e.items() if k != "rewards"} for e in examples])
-        output["rewards"] = torch.zeros(output["input_ids"].shape)
-        for row, example in enumerate(examples):
-            output["rewards"][row, : len(example["rewards"])] = torch.tensor(example["rewards"])
-        return output
-
-
-class SignedTrainer(SFTTrainer):
+class SignedTrainer(DialogueSFTTrainer):
     """SFT whose tokens have rewards and importance weights. Logs the mean probability of each kind of token."""
 
     weights = "varmi"
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        labels, rewards = inputs["labels"], inputs["rewards"][:, 1:]
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,
-        )
-        logps = outputs.log_probs  # [rows, tokens - 1], 0 where there is no label
-        loss = -(rewards * importance(logps, rewards, self.weights) * logps).sum()
+    def losses(self, logps: Tensor, places: Tensor, inputs: dict[str, Any]) -> Tensor:
+        rewards = inputs["rewards"][places[:, 0], places[:, 1]]
         for name, kind in (("consistent", rewards > 0), ("contradicts", rewards < 0)):
             if kind.any():
                 self._metrics["train"][f"p/{name}"].append(logps.detach()[kind].exp().mean().item())
-        loss = loss / ((labels[:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        return -(rewards * importance(logps, rewards, self.weights) * logps)
 
 
 def trainer(recipe: Recipe, model: Any, tokenizer: Any, made: list[Row], out: Path) -> SignedTrainer:
     """The trainer."""
-    made_trainer = SignedTrainer(
-        model=model,
-        args=offline.arguments(SFTConfig, recipe, out),
-        data_collator=WithRewards(pad_token_id=tokenizer.pad_token_id),
-        train_dataset=Dataset.from_list(made),
-        processing_class=tokenizer,
-        peft_config=offline.adapter(recipe, model),
-    )
+    made_trainer = supervised.make(SignedTrainer, recipe, model, tokenizer, made, out)
     made_trainer.weights = recipe.weights
     return made_trainer
 

@@ -2,10 +2,10 @@
 
 python -m training.written --out runs/data/written.jsonl
 
-``training/written/<scenario>.jsonl`` holds them, one a line: the persona, a seed, and turns of a partner's line and the
-answer. They were written by a large language model under our guideline to contradict neither the persona nor what was
-said before (training/README.md). The output is what `training.data judge` would give had a judge found just that, so
-that every method that learns from judged dialogues can begin with them.
+``training/written/*.jsonl`` holds them, one a line: the persona (of the bank, or of `training.people`), a seed, and
+turns of a partner's line and the answer. They were written by a large language model under our guideline to contradict
+neither the persona nor what was said before (training/README.md). The output is what `training.data judge` would give
+had a judge found just that, so that every method that learns from judged dialogues can begin with them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from persona_tasks.personas import Bank, BankError, load_bank
+from persona_tasks.personas import Bank, BankError
 from persona_tasks.protocol.partners import Partner
 from persona_tasks.protocol.play import blank
 from persona_tasks.transcript import Judged, Metric, Turn, Verdict, append_jsonl
+from training.people import training_bank
 
 FOLDER = Path(__file__).parent / "written"
 WRITTEN = "written"  # who is named as model and as judge
@@ -40,7 +41,7 @@ def load_written(folder: Path = FOLDER) -> Iterator[Judged]:
     Raises:
         BankError: A line is not one, or its persona is not of the train split; names the file and the line.
     """
-    bank = load_bank()
+    bank = training_bank()
     for file in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
             try:

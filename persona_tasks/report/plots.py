@@ -124,6 +124,27 @@ def training_curves(frame: pd.DataFrame, legend: bool = True) -> Figure:
 
 
 @styled
+def trade_off(frame: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
+    """What a model gains against what it pays: a named point for each, with its 95 % bar.
+
+    Args:
+        frame: model, x, value, and low and high (missing: no bar).
+        xlabel, ylabel: What the columns x and value are.
+    """
+    figure = Figure(figsize=(1.7 * PANEL[0], 1.5 * PANEL[1]), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate(frame.itertuples()):
+        colour, marker = SERIES[number % len(SERIES)], MARKERS[number // len(SERIES) % len(MARKERS)]
+        if not (pd.isna(row.low) or pd.isna(row.high)):
+            axes.plot([row.x, row.x], [row.low, row.high], color=colour, linewidth=1.0, alpha=0.6)
+        axes.plot(row.x, row.value, marker, color=colour, markersize=6, label=_short(str(row.model)))
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, None))
+    axes.grid(visible=True, axis="both")
+    figure.legend(loc="outside right upper", fontsize=7.5)
+    return figure
+
+
+@styled
 def heat_map(matrix: pd.DataFrame, title: str = "") -> Figure:
     """Dialogues by turns, coloured by verdict, one panel for each model.
 
