@@ -18,6 +18,7 @@ from persona_tasks.transcript import read_jsonl
 from training import signed
 from training.labelled import load_corrected, load_labelled
 from training.offline import read_dialogues
+from training.people import training_bank
 from training.recipe import load_recipe
 from training.written import load_written
 
@@ -27,11 +28,24 @@ ROOT = Path(__file__).parents[1]
 def test_every_training_persona_speaks_and_nobody_else() -> None:
     records = list(load_written())
     people = {persona.id for persona in load_bank().select("all", "train")}
-    assert Counter(record.transcript.persona_id for record in records) == dict.fromkeys(people, 3)
+    more = {persona.id for persona in training_bank().personas} - {persona.id for persona in load_bank().personas}
+    found = Counter(record.transcript.persona_id for record in records)
+    assert found == dict.fromkeys(people, 3) | dict.fromkeys(more, 2) and (len(people), len(more)) == (96, 180)
     assert len({record.transcript.id for record in records}) == len(records)
     for record in records:
         assert len(record.transcript.turns) == 8 and all(record.transcript.lines)
         assert len(record.of("prompt_to_line")) == 8 and len(record.of("line_to_line")) == 7
+
+
+def test_the_further_people_are_nobody_of_the_bank() -> None:
+    ours, everybody = load_bank(), training_bank()
+    more = [persona for persona in everybody.personas if persona not in ours.personas]
+    assert {persona.split for persona in more} == {"train"}
+    names = Counter(persona.name for persona in everybody.personas)
+    assert max(names.values()) == 1
+    assert Counter(persona.scenario for persona in more) == dict.fromkeys(ours.scenarios, 45)
+    for persona in more:
+        assert len(persona.facts) >= 7 and len(persona.traits) == 4, persona.id
 
 
 def test_they_show_none_of_the_faults_that_monitors_see() -> None:

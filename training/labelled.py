@@ -3,10 +3,13 @@
 python -m training.labelled --out runs/data/labelled.jsonl
 python -m training.labelled --set on_policy --out runs/data/labelled-base.jsonl
 python -m training.labelled --set corrected --out runs/data/corrected.jsonl
+python -m training.labelled --set read --out runs/data/read.jsonl
 
 They are the train part of the calibration set's dialogues (docs/calibration.md): ``trained``, what persona/sim-135m
-v1.0 said, or ``on_policy``, what its base said. The output is what `training.data judge` would give had a judge found
-just that. A line whose label is `unclear` has no verdict to learn from, and counts as unparsed.
+v1.0 said, or ``on_policy``, what its base said. ``read`` is what the model after ``sft_written.yaml`` said
+(``training/read``), where readers also noted which lines take up what the partner said. The output is what
+`training.data judge` would give had a judge found just that. A line whose label is `unclear` has no verdict to learn
+from, nor has a consistent one that is no answer: they count as unparsed.
 
 ``corrected`` holds, for each line of ``trained`` that is wrong or unclear, what the person would have said at that
 point (``training/corrected``, training/README.md): branches of one turn, as `training.data branch` makes them. SFT
@@ -19,19 +22,32 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from persona_tasks.calibration import LabelledDialogue, load_dialogues
+from persona_tasks.calibration import LabelledDialogue, LabelledTurn, load_dialogues
 from persona_tasks.personas import BankError, load_bank
 from persona_tasks.protocol.partners import Partner
 from persona_tasks.protocol.play import blank
 from persona_tasks.transcript import Judged, Outcome, Turn, Verdict, append_jsonl
 
-Set = Literal["trained", "on_policy", "corrected"]
+Set = Literal["trained", "on_policy", "corrected", "read"]
 FOLDER = Path(__file__).parent / "corrected"
+READ_FOLDER = Path(__file__).parent / "read"
 READ = "read"  # who is named as judge
+
+
+class ReadTurn(LabelledTurn):
+    """One turn, and whether its line takes up what the partner said."""
+
+    answers: bool = True
+
+
+class ReadDialogue(LabelledDialogue):
+    """One line of a file: a dialogue that was read, with a label for each of its lines."""
+
+    turns: tuple[ReadTurn, ...]
 
 
 class Corrected(BaseModel):
@@ -43,6 +59,9 @@ class Corrected(BaseModel):
     line: str
 
 
+Record = TypeVar("Record", bound=BaseModel)
+
+
 def load_labelled(set: Set = "trained") -> Iterator[Judged]:
     """The dialogues of the training personas, with a verdict for each line.
 
@@ -51,9 +70,21 @@ def load_labelled(set: Set = "trained") -> Iterator[Judged]:
     """
     if set == "corrected":
         yield from load_corrected()
-        return
-    for scenario in load_bank().scenarios:
-        yield from map(_judged, load_dialogues(scenario, "train", set))
+    elif set == "read":
+        yield from (_judged(dialogue) for _, dialogue in _records(READ_FOLDER, ReadDialogue))
+    else:
+        for scenario in load_bank().scenarios:
+            yield from map(_judged, load_dialogues(scenario, "train", set))
+
+
+def _records(folder: Path, kind: type[Record]) -> Iterator[tuple[str, Record]]:
+    """What the files hold, each with the place where it stands."""
+    for file in sorted(folder.glob("*.jsonl")):
+        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                yield f"{file}, line {number}", kind.model_validate_json(text)
+            except ValidationError as error:
+                raise BankError(f"{file}, line {number}: {error}") from None
 
 
 def _judged(labelled: LabelledDialogue) -> Judged:
@@ -65,7 +96,8 @@ def _judged(labelled: LabelledDialogue) -> Judged:
     transcript.turns = [Turn(partner=turn.partner, line=turn.line) for turn in labelled.turns]
     verdicts = []
     for number, turn in enumerate(labelled.turns, start=1):
-        outcome: Outcome = "unparsed" if turn.label == "unclear" else turn.label
+        no_answer = turn.label == "consistent" and isinstance(turn, ReadTurn) and not turn.answers
+        outcome: Outcome = "unparsed" if turn.label == "unclear" or no_answer else turn.label
         verdicts.append(Verdict(metric="prompt_to_line", turn=number, outcome=outcome, reason=turn.why))
         if number > 1:
             outcome = "contradicts" if turn.conflicts else "consistent"
@@ -81,18 +113,11 @@ def load_corrected(folder: Path = FOLDER) -> Iterator[Judged]:
         BankError: A line is none, or of no labelled dialogue, or of a turn that needs no correction; names the line.
     """
     parents = {record.transcript.id: record for record in load_labelled()}
-    for file in sorted(folder.glob("*.jsonl")):
-        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                corrected = Corrected.model_validate_json(text)
-            except ValidationError as error:
-                raise BankError(f"{file}, line {number}: {error}") from None
-            parent = parents.get(corrected.dialogue)
-            if parent is None or corrected.turn not in _wrong(parent):
-                raise BankError(
-                    f"{file}, line {number}: {corrected.dialogue} has no wrong line in turn {corrected.turn}"
-                )
-            yield _branch(parent, corrected)
+    for where, corrected in _records(folder, Corrected):
+        parent = parents.get(corrected.dialogue)
+        if parent is None or corrected.turn not in _wrong(parent):
+            raise BankError(f"{where}: {corrected.dialogue} has no wrong line in turn {corrected.turn}")
+        yield _branch(parent, corrected)
 
 
 def _wrong(record: Judged) -> set[int]:

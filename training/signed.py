@@ -40,6 +40,12 @@ class Recipe(offline.Recipe):
     penalty: float = Field(
         1, gt=0, le=1, description="The reward of a contradiction is -penalty; less than 1 where most lines contradict."
     )
+    shortest: int = Field(
+        0,
+        ge=0,
+        description="A consistent line with fewer words earns nothing: who says little is wrong less often, and would "
+        "be taught to say less.",
+    )
 
 
 def rows(recipe: Recipe, dialogues: list[Dialogue]) -> list[Row]:
@@ -52,7 +58,8 @@ def rows(recipe: Recipe, dialogues: list[Dialogue]) -> list[Row]:
     for dialogue in dialogues:
         labels, rewards, last = [IGNORED] * len(dialogue.ids), [0.0] * len(dialogue.ids), 0
         for turn in dialogue.own_turns:
-            if (outcome := dialogue.outcomes[turn - 1]) != "unparsed":
+            outcome, words = dialogue.outcomes[turn - 1], len(dialogue.record.transcript.lines[turn - 1].split())
+            if outcome == "contradicts" or (outcome == "consistent" and words >= recipe.shortest):
                 start, last = dialogue.spans[turn - 1]
                 labels[start:last] = dialogue.ids[start:last]
                 rewards[start:last] = [1.0 if outcome == "consistent" else -recipe.penalty] * (last - start)
