@@ -25,9 +25,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from persona_tasks.monitors import words
+from persona_tasks.transcript import Transcript
 from training import offline, supervised
 from training.offline import IGNORED, Dialogue, Row
 from training.recipe import RecipeError
+from training.rewards import copying_penalties, repetition_penalties
 from training.supervised import DialogueSFTTrainer
 
 FLOOR = 0.01
@@ -46,6 +49,13 @@ class Recipe(offline.Recipe):
         description="A consistent line with fewer words earns nothing: who says little is wrong less often, and would "
         "be taught to say less.",
     )
+    echoed: float = Field(
+        1,
+        ge=0,
+        le=1,
+        description="Nor does one of whose word 3-grams a larger share than this stands in the persona, or was said "
+        "before: reciting is the other way of never being wrong.",
+    )
 
 
 def rows(recipe: Recipe, dialogues: list[Dialogue]) -> list[Row]:
@@ -57,9 +67,10 @@ def rows(recipe: Recipe, dialogues: list[Dialogue]) -> list[Row]:
     made = []
     for dialogue in dialogues:
         labels, rewards, last = [IGNORED] * len(dialogue.ids), [0.0] * len(dialogue.ids), 0
+        earns = earning(recipe, dialogue.record.transcript)
         for turn in dialogue.own_turns:
-            outcome, words = dialogue.outcomes[turn - 1], len(dialogue.record.transcript.lines[turn - 1].split())
-            if outcome == "contradicts" or (outcome == "consistent" and words >= recipe.shortest):
+            outcome = dialogue.outcomes[turn - 1]
+            if outcome == "contradicts" or (outcome == "consistent" and earns[turn - 1]):
                 start, last = dialogue.spans[turn - 1]
                 labels[start:last] = dialogue.ids[start:last]
                 rewards[start:last] = [1.0 if outcome == "consistent" else -recipe.penalty] * (last - start)
@@ -69,6 +80,16 @@ def rows(recipe: Recipe, dialogues: list[Dialogue]) -> list[Row]:
     if not made:
         raise RecipeError("no line of the data has a verdict that can be learned from (certain)")
     return made
+
+
+def earning(recipe: Recipe, transcript: Transcript) -> list[bool]:
+    """For each line, whether it is long enough, and enough of it the simulator's own and new, to earn something."""
+    copied = copying_penalties(transcript.lines, transcript.persona_text)
+    repeated = repetition_penalties(transcript.lines)
+    return [
+        len(words(line)) >= recipe.shortest and all((penalty or 0) >= -recipe.echoed for penalty in penalties)
+        for line, *penalties in zip(transcript.lines, copied, repeated, strict=True)
+    ]
 
 
 def importance(logps: Tensor, rewards: Tensor, kind: str) -> Tensor:
