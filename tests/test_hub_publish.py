@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from persona_tasks.cli import app
 from persona_tasks.embedded.weights import sha256
+from persona_tasks.hub.cards import PAGE, card_file
 from persona_tasks.hub.client import client
 from tests.conftest import hub_environment
 from tests.hub_server import OTHER, READ, WRITE, Fault, HubServer
@@ -111,6 +112,16 @@ def test_the_card_says_what_the_registry_says(hub: HubServer, world: World) -> N
     for words in ("AutoPeftModelForCausalLM", "vllm serve", "lm_eval --tasks", "inspect eval", "@software"):
         assert words in text
     assert world.registry.checkpoint("tiny-sim").weights in text
+
+
+def test_dialogues_side_by_side_go_with_the_card_that_names_them(hub: HubServer, world: World) -> None:
+    page = (world.root / card_file(world.registry.checkpoint("tiny-sim"))).with_name(PAGE)
+    page.write_text("# base and tiny-sim, side by side\n")
+    world.write_cards()
+    publish()
+    assert set(hub.repo(ADAPTER).at("main").tree) == FILES | {PAGE}
+    arrived = [Path(client().hf_hub_download(ADAPTER, name)).read_text() for name in (PAGE, "README.md")]
+    assert arrived[0] == page.read_text() and f"]({PAGE})" in arrived[1]
 
 
 def test_only_what_differs_is_sent(hub: HubServer, world: World) -> None:

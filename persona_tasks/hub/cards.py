@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path("model_cards") / "template.md.jinja"
 CURVE = "drift_curve.png"
+PAGE = (
+    "side_by_side.md"  # random dialogues of it and of its base, as `training.compare` prints them; not generated here
+)
 TURNS_SHOWN = 6
 
 
@@ -49,6 +52,7 @@ def render(
         measured=_measured(checkpoint),
         has_curve=bool(curve_scores(registry, checkpoint)),
         dialogues=_dialogues(registry, checkpoint, root),
+        page=PAGE if (root / card_file(checkpoint)).with_name(PAGE).is_file() else None,
         limits=checkpoint.limits,
         license=checkpoint.license,
         year=max([score.date.year for score in registry.scores], default=2026),

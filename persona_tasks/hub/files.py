@@ -16,7 +16,7 @@ from typing import Any
 from persona_tasks.hub.entries import LOCAL_PATH, SECRET
 
 ALLOWED = re.compile(
-    r"README\.md|LICENSE|eval\.yaml|index\.html|drift_curve\.png"
+    r"README\.md|LICENSE|eval\.yaml|index\.html|drift_curve\.png|side_by_side\.md"
     r"|(adapter_)?config\.json|generation_config\.json|(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors"
     r"|model\.safetensors\.index\.json|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json"
     r"|vocab\.json|merges\.txt|chat_template\.jinja|\.eval_results/[\w-]+\.yaml|data/[\w/-]+\.jsonl"

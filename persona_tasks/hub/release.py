@@ -115,9 +115,9 @@ def _add_card(
 ) -> None:
     card = cards.render(registry, checkpoint, root, namespace, merged)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    picture = root / cards.card_file(checkpoint).with_name(cards.CURVE)
-    if picture.is_file():
-        shutil.copyfile(picture, folder / picture.name)
+    for name in (cards.CURVE, cards.PAGE):
+        if (file := (root / cards.card_file(checkpoint)).with_name(name)).is_file():
+            shutil.copyfile(file, folder / name)
     if rows := eval_results(registry, checkpoint, namespace):
         file = folder / EVAL_RESULTS
         file.parent.mkdir()
