@@ -234,6 +234,30 @@ def test_the_signed_loss_is_minus_r_w_log_p(tmp_path: Path, folder: Path, data: 
     assert loss.item() == pytest.approx(total / count, rel=1e-4)
 
 
+def test_a_line_that_is_short_recited_or_said_before_earns_nothing(folder: Path, data: Path) -> None:
+    name = load_bank().persona(NAMES[0]).name
+    lines = [
+        "Yes I do.",
+        f"Well, my Your name is {name} to you.",
+        "I went out to buy some bread.",
+        "I went out to buy some fish.",
+    ]
+    record = judged(NAMES[0], "+++-", 0, lines)
+
+    def rewarded(**settings: Any) -> list[float]:
+        recipe = recipe_of("signed", folder, data, **settings)
+        dialogue = tokens(recipe, record)
+        [row] = signed.rows(recipe, [dialogue])
+        return [row["rewards"][start] if start < len(row["rewards"]) else 0.0 for start, _ in dialogue.spans]
+
+    assert rewarded() == [1, 1, 1, -1]
+    assert rewarded(shortest=4) == [0, 1, 1, -1]
+    assert rewarded(echoed=0.2) == [1, 0, 1, -1]  # a contradiction costs however it is said
+    again = judged(NAMES[0], "++", 0, lines[2:])
+    recipe = recipe_of("signed", folder, data, echoed=0.5)
+    assert signed.earning(recipe, again.transcript) == [True, False]
+
+
 def test_a_shared_prompt_gives_the_log_probabilities_and_gradients_of_whole_rows(
     folder: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -76,9 +76,6 @@ def test_the_command_writes_what_training_reads(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     records = list(read_jsonl(out))
     assert f"{len(records)} dialogues" in done.stdout and records == list(load_written())
-    shipped = known("sim-135m")
-    assert shipped is not None and shipped.training is not None
-    assert sha256(out) == shipped.training.data_sha256  # it learned from what is here now
 
 
 def test_lines_that_were_read_have_the_labels_of_the_calibration_set() -> None:
@@ -95,12 +92,31 @@ def test_lines_that_were_read_have_the_labels_of_the_calibration_set() -> None:
 
 def test_methods_learn_from_lines_that_were_read(tmp_path: Path) -> None:
     out = tmp_path / "labelled.jsonl"
-    done = subprocess.run(
-        [sys.executable, "-m", "training.labelled", "--out", str(out)], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "training.labelled", "--set", "read", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "96 dialogues, 768 lines" in done.stdout
+    shipped = known("sim-135m")
+    assert shipped is not None and shipped.training is not None
+    assert sha256(out) == shipped.training.data_sha256  # it learned from what is here now
     recipe = load_recipe(signed.Recipe, ROOT / "training" / "recipes" / "signed_read.yaml", [f"data=[{out}]"])
-    assert read_dialogues(recipe) == list(load_labelled())
+    assert read_dialogues(recipe) == list(load_labelled("read"))
+
+
+def test_a_consistent_line_that_is_no_answer_is_not_learned_from() -> None:
+    found = Counter(v.outcome for record in load_labelled("read") for v in record.of("prompt_to_line"))
+    assert found == {"consistent": 325, "contradicts": 261, "unparsed": 166 + 16}
+    assert {record.transcript.persona_id for record in load_labelled("read")} == {
+        persona.id for persona in load_bank().select("all", "train")
+    }
+
+
+def test_a_label_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.labelled.READ_FOLDER", tmp_path)
+    turn = {"partner": "a", "line": "b", "label": "good", "why": ""}
+    dialogue = {"id": "x", "persona": "chat-train-01", "model": "m", "turns": [turn]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(dialogue) + "\n")
+    with pytest.raises(BankError, match=r"x\.jsonl, line 1: (?s:.*)label"):
+        list(load_labelled("read"))
 
 
 def test_every_wrong_line_has_a_correction_that_can_be_compared_with_it() -> None:
