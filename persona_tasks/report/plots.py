@@ -129,7 +129,8 @@ def trade_off(frame: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
 
     Args:
         frame: model, x, value, and low and high (missing: no bar).
-        xlabel, ylabel: What the columns x and value are.
+        xlabel: What the column x is.
+        ylabel: What the column value is.
     """
     figure = Figure(figsize=(1.7 * PANEL[0], 1.5 * PANEL[1]), layout="constrained")
     axes = figure.subplots()
