@@ -128,7 +128,7 @@ def test_a_simulator_that_repeats_itself_breaks_the_guards() -> None:
 
 @pytest.mark.parametrize(("words", "holds"), [(15, True), (14, False)])
 def test_the_length_guard_is_at_three_quarters(words: int, holds: bool) -> None:
-    """20 words before; the 75 % of the issue are 15."""
+    """20 words before; 75 % are 15."""
     text = " ".join(f"word{n}" for n in range(20))
     before = Played("b", BASE, 0, 1, [record("ann", "+", lines=[text])])
     after = Played("a", "SFT", 0, 1, [record("ann", "+", lines=[" ".join(text.split()[:words])])])
@@ -227,15 +227,16 @@ def test_a_recipe_that_cannot_be_used_says_why(tmp_path: Path, change: dict[str,
         load_recipe(Recipe, tmp_path / "r.yaml")
 
 
-def test_the_recipe_that_we_ship_lists_what_the_issue_wants() -> None:
+def test_the_recipe_that_we_ship_lists_every_method() -> None:
     recipe = load_recipe(Recipe, Path("training/recipes/compare.yaml"))
     methods = {cell.method for cell in recipe.cells}
     assert methods == {
-        *("base", "SFT", "KTO", "DPO line", "DPO segment", "signed"),
+        *("base", "SFT written", "SFT judged", "KTO", "DPO line", "DPO segment", "signed", "signed read"),
         *("GRPO turn", "GRPO segment", "GRPO dialogue", "PPO"),
     }
     assert (recipe.split, recipe.judge, recipe.conditions["long"].turns) == ("test", "persona/judge-135m-audit", 16)
-    assert [cell.seed for cell in recipe.cells if cell.method == "GRPO turn"] == [0, 1, 2]
+    for method in ("GRPO turn", "signed read"):
+        assert [cell.seed for cell in recipe.cells if cell.method == method] == [0, 1, 2]
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
