@@ -263,17 +263,22 @@ def reference(recipe: Recipe, model: Any) -> Any:
 
 
 class Log(TrainerCallback):
-    """Writes what the trainer logs, one JSON object a line; a resumed run begins with what its checkpoint knows."""
+    """Writes what the trainer logs, one JSON object a line; a resumed run begins with what its checkpoint knows.
+
+    Of several processes the first one writes.
+    """
 
     def __init__(self, file: Path):
         self.file = file
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self.file.write_text("", encoding="utf-8")
-        self._append(state.log_history)
+        if state.is_world_process_zero:
+            self.file.write_text("", encoding="utf-8")
+            self._append(state.log_history)
 
     def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        self._append(state.log_history[-1:])
+        if state.is_world_process_zero:
+            self._append(state.log_history[-1:])
 
     def _append(self, entries: Sequence[dict[str, Any]]) -> None:
         # TRL's count of tokens begins at zero again in a resumed run
@@ -316,6 +321,8 @@ def train(
     print(f"{len(made)} rows from {len(dialogues)} dialogues", file=sys.stderr)
     runner.add_callback(Log(out / "log.jsonl"))
     runner.train(resume_from_checkpoint=resume)
+    if not runner.is_world_process_zero():
+        return
     if recipe.rank:
         common.save_adapter(runner.model, recipe.base, out / "adapter")
     else:

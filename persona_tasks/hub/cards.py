@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path("model_cards") / "template.md.jinja"
 CURVE = "drift_curve.png"
-PAGE = (
-    "side_by_side.md"  # random dialogues of it and of its base, as `training.compare` prints them; not generated here
-)
+PAGE = "side_by_side.md"  # dialogues of it and its base, as `training.compare` prints them; not made from the registry
 TURNS_SHOWN = 6
 
 
