@@ -26,6 +26,7 @@ from tests.tiny import CHATML
 from training import dpo, kto, offline, sft, signed
 from training.offline import IGNORED, Dialogue, tokens_of
 from training.recipe import RecipeError, load_recipe
+from training.supervised import last_states
 
 NAMES = [persona.id for persona in load_bank().select("all", "train")[:4]]
 METHODS: dict[str, ModuleType] = {"sft": sft, "kto": kto, "dpo": dpo, "signed": signed}
@@ -270,6 +271,8 @@ def test_a_shared_prompt_gives_the_log_probabilities_and_gradients_of_whole_rows
     runner = sft.trainer(recipe, model, reader, made, tmp_path)
     inputs = next(iter(runner.get_train_dataloader()))
     assert sorted(inputs["persona"]) == sorted([NAMES[0], NAMES[0], NAMES[1]])
+    same = [row for row, name in enumerate(inputs["persona"]) if name == NAMES[0]]
+    assert last_states(runner.model, inputs["input_ids"][same], inputs["attention_mask"][same], 10_000)[1] > 100
     found, places = runner.learned(runner.model, inputs)
     whole = runner.model(
         **{key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}, use_cache=False, fused_lm_head=True

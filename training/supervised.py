@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,7 +94,9 @@ class DialogueSFTTrainer(SFTTrainer):
             outputs = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False, fused_lm_head=True)
             return outputs.log_probs[places[:, 0], places[:, 1] - 1], places
         head, found = self.accelerator.unwrap_model(model).get_output_embeddings(), []
-        for first, last in runs(inputs["persona"]):
+        for _, rows in groupby(range(len(ids)), inputs["persona"].__getitem__):
+            first, *others = rows
+            last = first + len(others) + 1
             own = places[(places[:, 0] >= first) & (places[:, 0] < last)]
             if not len(own):
                 continue
@@ -121,16 +124,6 @@ class DialogueSFTTrainer(SFTTrainer):
 
 
 Made = TypeVar("Made", bound=DialogueSFTTrainer)
-
-
-def runs(names: list[str]) -> list[tuple[int, int]]:
-    """Where each run of equal names begins and ends.
-
-    >>> runs(["a", "a", "b"])
-    [(0, 2), (2, 3)]
-    """
-    starts = [place for place in range(len(names)) if place == 0 or names[place] != names[place - 1]]
-    return list(zip(starts, [*starts[1:], len(names)], strict=True))
 
 
 def make(kind: type[Made], recipe: offline.Recipe, model: Any, tokenizer: Any, made: list[Row], out: Path) -> Made:
