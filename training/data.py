@@ -36,6 +36,7 @@ from persona_tasks.protocol.lockstep import lockstep
 from persona_tasks.protocol.partners import make_partner
 from persona_tasks.protocol.play import play
 from persona_tasks.transcript import Judged, Metric, Transcript, append_jsonl, read_jsonl
+from training.people import training_bank
 
 BATCH = 32  # dialogues between two writes
 FAILED = "judge failed"  # how the reason of a verdict begins that was never given
@@ -105,7 +106,7 @@ def seeded(dialogue: Dialogue[Transcript], seed: int, said: Sequence[str] = ()) 
 
 def scripted(persona: Persona, turns: int, seed: int) -> tuple[Dialogue[Transcript], list[str]]:
     """A dialogue with the persona's scripted partner, not yet begun, and the partner's lines."""
-    bank = load_bank()
+    bank = training_bank()
     scenario = bank.scenarios[persona.scenario]
     partner = make_partner(persona, scenario, bank.scripts[scenario.id], turns, seed, "scripted")
     return play(persona, scenario, partner, turns, probes=(), seed=seed), list(partner.script)
@@ -215,7 +216,7 @@ def branch(source: Path, simulator: Simulator, model: str, segment: int, numbers
 def _again(parent: Transcript, turn: int, segment: int, number: int) -> Dialogue[Transcript]:
     """The parent's dialogue from `turn` on, the lines before it said already."""
     turns, seed = turn - 1 + segment, parent.seed or 0
-    dialogue, script = scripted(load_bank().persona(parent.persona_id), turns, seed)
+    dialogue, script = scripted(training_bank().persona(parent.persona_id), turns, seed)
     if script != [said.partner for said in parent.turns[:turns]]:
         raise DataError(f"{parent.id!r}: its partner's lines are not those of the script and cannot go on as before")
     # neither the parent's seed, or it would say the same again, nor one of another dialogue with the same beginning
@@ -251,6 +252,9 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--seed", type=int, default=0, help="of the first dialogue; others count on from it")
     held.add_argument("--scenario", default="all")
     held.add_argument("--split", default="train", help="train, dev, test or all")
+    held.add_argument(
+        "--further", action="store_true", help="also with the people of training/people, whose split is train"
+    )
     held.add_argument("--turns", type=int, default=8)
     held.add_argument("--dialogues", dest="times", type=int, default=1, help="per persona")
     judged.add_argument("--judge", required=True, help="persona/NAME, a folder, or openai:MODEL@BASE_URL")
@@ -278,8 +282,8 @@ def run(options: argparse.Namespace) -> None:
     model, seeds = options.model.removeprefix("persona/"), range(options.seed, options.seed + options.times)
     simulator = Simulator(Engine.load(model), options.temperature)
     if options.stage == "rollout":
-        personas = load_bank().select(options.scenario, options.split)
-        rollout(simulator, model, personas, options.turns, seeds, options.out)
+        bank = training_bank() if options.further else load_bank()
+        rollout(simulator, model, bank.select(options.scenario, options.split), options.turns, seeds, options.out)
     else:
         branch(options.source, simulator, model, options.segment, seeds, options.out)
 
