@@ -10,7 +10,6 @@ lines *rewritten* as little as turns their label (``train.rewritten.jsonl``). Se
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from persona_tasks.personas import BANK, SPLITS, BankError, load_bank, read_yaml
+from persona_tasks.personas import BANK, SPLITS, BankError, load_bank, read_records, read_yaml
 from persona_tasks.protocol.prompts import persona_text
 from persona_tasks.transcript import Metric, Outcome, Transcript, Turn
 
@@ -221,8 +220,7 @@ def _contrast(scenario: str, split: str) -> tuple[Item, ...]:
 
 def _contrast_histories(scenario: str) -> Iterator[Item]:
     file = FOLDER / scenario / "train.contrast-history.jsonl"
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        entry = _validated(ContrastHistory, json.loads(text), f"{file}, line {number}")
+    for number, (_, entry) in enumerate(read_records(file, ContrastHistory), start=1):
         labels: tuple[Outcome, ...] = ("consistent", "contradicts")
         for label in labels:
             name = f"{scenario}/train/contrast-history/{number}/{label}"
@@ -240,10 +238,9 @@ def _rewritten(scenario: str, split: str) -> tuple[Item, ...]:
     file = FOLDER / scenario / f"{split}.rewritten.jsonl"
     said = {dialogue.id: dialogue for dialogue in load_dialogues(scenario, split)}
     items = []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        entry = _validated(RewrittenLine, json.loads(text), f"{file}, line {number}")
+    for where, entry in read_records(file, RewrittenLine):
         if entry.id not in said or not 1 <= entry.turn <= len(said[entry.id].turns):
-            raise BankError(f"{file}, line {number}: there is no turn {entry.turn} of {entry.id}")
+            raise BankError(f"{where}: there is no turn {entry.turn} of {entry.id}")
         heard = said[entry.id].turns[entry.turn - 1].partner
         name = f"{entry.id}/{entry.turn}/rewritten"
         transcript = _transcript(said[entry.id].persona, name, [Turn(partner=heard, line=entry.line)])
@@ -281,8 +278,8 @@ def load_dialogues(scenario: str, split: str, set: str = "on_policy") -> Iterato
         BankError: See `load_items`.
     """
     file = FOLDER / scenario / f"{split}.{HELD[set]}.jsonl"
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        yield _validated(LabelledDialogue, json.loads(line), f"{file}, line {number}")
+    for _, dialogue in read_records(file, LabelledDialogue):
+        yield dialogue
 
 
 def _transcript(persona_id: str, name: str, turns: list[Turn]) -> Transcript:

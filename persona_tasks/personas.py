@@ -257,6 +257,20 @@ def read_yaml(file: Path) -> Any:
         raise BankError(f"{file}: not readable as YAML: {error}") from None
 
 
+def read_records(file: Path, model: type[Model]) -> Iterator[tuple[str, Model]]:
+    """The lines of a JSONL file, each with the place where it stands: ``<file>, line <n>``.
+
+    Raises:
+        BankError: A line is no JSON, or not of that model; names the line.
+    """
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"{file}, line {number}"
+        try:
+            yield where, model.model_validate_json(text)
+        except ValidationError as error:
+            raise BankError(f"{where}: {error}") from None
+
+
 def _read(file: Path, model: type[Model]) -> Model:
     return _validated(file, "", model, read_yaml(file))
 

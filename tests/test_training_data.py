@@ -20,6 +20,7 @@ from tests.scripted import verdict_for
 from tests.tiny import tiny_model_folder
 from training import data
 from training.data import DataError, Simulator, branch, branch_turn, judge_file, main, rollout
+from training.people import training_bank
 
 PERSONAS = load_bank().select("all", "train")[:3]
 
@@ -212,6 +213,14 @@ def test_the_stages_as_commands_with_an_embedded_judge(tmp_path: Path, folder: P
     records = list(read_jsonl(out))
     assert len(records) == 2 * len(load_bank().select("chat", "dev"))
     assert all(0 < (v.p_contradicts or 0) < 1 for record in records for v in record.verdicts)
+
+
+def test_the_further_people_are_held_dialogues_with_too(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "raw.jsonl"
+    main(["rollout", "--model", str(folder), "--further", "--scenario", "chat", "--turns", "1", "--out", str(out)])
+    held = {record.transcript.persona_id for record in read_jsonl(out)}
+    ours = {persona.id for persona in load_bank().select("chat", "train")}
+    assert held == {persona.id for persona in training_bank().select("chat", "train")} > ours
 
 
 def test_an_endpoint_as_judge_and_its_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

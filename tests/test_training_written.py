@@ -110,10 +110,11 @@ def test_a_consistent_line_that_is_no_answer_is_not_learned_from() -> None:
 
 
 def test_a_label_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.labelled.READ_FOLDER", tmp_path)
+    monkeypatch.setattr("training.labelled.HERE", tmp_path)
     turn = {"partner": "a", "line": "b", "label": "good", "why": ""}
     dialogue = {"id": "x", "persona": "chat-train-01", "model": "m", "turns": [turn]}
-    (tmp_path / "x.jsonl").write_text(json.dumps(dialogue) + "\n")
+    (tmp_path / "read").mkdir()
+    (tmp_path / "read" / "x.jsonl").write_text(json.dumps(dialogue) + "\n")
     with pytest.raises(BankError, match=r"x\.jsonl, line 1: (?s:.*)label"):
         list(load_labelled("read"))
 

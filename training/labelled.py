@@ -4,17 +4,20 @@ python -m training.labelled --out runs/data/labelled.jsonl
 python -m training.labelled --set on_policy --out runs/data/labelled-base.jsonl
 python -m training.labelled --set corrected --out runs/data/corrected.jsonl
 python -m training.labelled --set read --out runs/data/read.jsonl
+python -m training.labelled --set read_again --out runs/data/read-again.jsonl
+python -m training.labelled --set corrected_again --out runs/data/corrected-again.jsonl
 
 They are the train part of the calibration set's dialogues (docs/calibration.md): ``trained``, what persona/sim-135m
 v1.0 said, or ``on_policy``, what its base said. ``read`` is what the model after ``sft_written.yaml`` said
-(``training/read``), where readers also noted which lines take up what the partner said. The output is what
-`training.data judge` would give had a judge found just that. A line whose label is `unclear` has no verdict to learn
-from, nor has a consistent one that is no answer: they count as unparsed.
+(``training/read``), where readers also noted which lines take up what the partner said, and ``read_again`` what
+persona/sim-135m v1.1 said (``training/read_again``). The output is what `training.data judge` would give had a judge
+found just that. A line whose label is `unclear` has no verdict to learn from, nor has a consistent one that is no
+answer: they count as unparsed.
 
 ``corrected`` holds, for each line of ``trained`` that is wrong or unclear, what the person would have said at that
-point (``training/corrected``, training/README.md): branches of one turn, as `training.data branch` makes them. SFT
-learns the new line only; line level DPO, given both files, compares it with the old one where that has a verdict, which
-unclear lines have not.
+point (``training/corrected``, training/README.md), and ``corrected_again`` the same for ``read_again``: branches of one
+turn, as `training.data branch` makes them. SFT and the signed policy gradient learn the new line only; line level DPO,
+given both files, compares it with the old one where that has a verdict, which unclear lines have not.
 """
 
 from __future__ import annotations
@@ -24,24 +27,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from persona_tasks.calibration import LabelledDialogue, LabelledTurn, load_dialogues
-from persona_tasks.personas import BankError, load_bank
+from persona_tasks.personas import BankError, load_bank, read_records
 from persona_tasks.protocol.partners import Partner
 from persona_tasks.protocol.play import blank
 from persona_tasks.transcript import Judged, Outcome, Turn, Verdict, append_jsonl
+from training.people import training_bank
 
-Set = Literal["trained", "on_policy", "corrected", "read"]
-FOLDER = Path(__file__).parent / "corrected"
-READ_FOLDER = Path(__file__).parent / "read"
+Set = Literal["trained", "on_policy", "corrected", "read", "read_again", "corrected_again"]
+HERE = Path(__file__).parent
+FOLDER = HERE / "corrected"
+AGAIN = HERE / "read_again"
 READ = "read"  # who is named as judge
 
 
 class ReadTurn(LabelledTurn):
-    """One turn, and whether its line takes up what the partner said."""
+    """One turn, whether its line takes up what the partner said, and if it is wrong what should have been said."""
 
     answers: bool = True
+    better: str = ""
 
 
 class ReadDialogue(LabelledDialogue):
@@ -70,8 +76,10 @@ def load_labelled(set: Set = "trained") -> Iterator[Judged]:
     """
     if set == "corrected":
         yield from load_corrected()
-    elif set == "read":
-        yield from (_judged(dialogue) for _, dialogue in _records(READ_FOLDER, ReadDialogue))
+    elif set == "corrected_again":
+        yield from load_better()
+    elif set in ("read", "read_again"):
+        yield from (_judged(dialogue) for _, dialogue in _records(HERE / set, ReadDialogue))
     else:
         for scenario in load_bank().scenarios:
             yield from map(_judged, load_dialogues(scenario, "train", set))
@@ -80,15 +88,11 @@ def load_labelled(set: Set = "trained") -> Iterator[Judged]:
 def _records(folder: Path, kind: type[Record]) -> Iterator[tuple[str, Record]]:
     """What the files hold, each with the place where it stands."""
     for file in sorted(folder.glob("*.jsonl")):
-        for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                yield f"{file}, line {number}", kind.model_validate_json(text)
-            except ValidationError as error:
-                raise BankError(f"{file}, line {number}: {error}") from None
+        yield from read_records(file, kind)
 
 
 def _judged(labelled: LabelledDialogue) -> Judged:
-    bank = load_bank()
+    bank = training_bank()
     persona = bank.persona(labelled.persona)
     partner = Partner([turn.partner for turn in labelled.turns])
     transcript = blank(persona, bank.scenarios[persona.scenario], partner, 0)
@@ -117,7 +121,23 @@ def load_corrected(folder: Path = FOLDER) -> Iterator[Judged]:
         parent = parents.get(corrected.dialogue)
         if parent is None or corrected.turn not in _wrong(parent):
             raise BankError(f"{where}: {corrected.dialogue} has no wrong line in turn {corrected.turn}")
-        yield _branch(parent, corrected)
+        yield _branch(parent, corrected.turn, corrected.line)
+
+
+def load_better(folder: Path = AGAIN) -> Iterator[Judged]:
+    """The better lines that stand beside wrong ones, each a branch of its dialogue that ends with it.
+
+    Raises:
+        BankError: A line is none, or a better line stands where none is needed; names the line.
+    """
+    for where, dialogue in _records(folder, ReadDialogue):
+        parent = _judged(dialogue)
+        wrong = _wrong(parent)
+        for number, turn in enumerate(dialogue.turns, start=1):
+            if turn.better and number not in wrong:
+                raise BankError(f"{where}: turn {number} has a better line, and is not wrong")
+            if turn.better:
+                yield _branch(parent, number, turn.better)
 
 
 def _wrong(record: Judged) -> set[int]:
@@ -129,9 +149,9 @@ def _wrong(record: Judged) -> set[int]:
     }
 
 
-def _branch(parent: Judged, corrected: Corrected) -> Judged:
-    turn, said = corrected.turn, parent.transcript
-    turns = [*said.turns[: turn - 1], said.turns[turn - 1].model_copy(update={"line": corrected.line})]
+def _branch(parent: Judged, turn: int, line: str) -> Judged:
+    said = parent.transcript
+    turns = [*said.turns[: turn - 1], said.turns[turn - 1].model_copy(update={"line": line})]
     metadata = {"parent": said.id, "branch": turn, "segment": 1}
     name = f"{said.id}/corrected/{turn}"
     new = said.model_copy(update={"id": name, "model": "written", "turns": turns, "metadata": metadata})
@@ -148,7 +168,10 @@ def main() -> None:
     parser.add_argument("--set", choices=Set.__args__, default="trained", help="whose lines they are")  # type: ignore[attr-defined]
     parser.add_argument("--out", type=Path, required=True, help="JSONL of judged dialogues; written anew")
     options = parser.parse_args()
-    records = list(load_labelled(options.set))
+    try:
+        records = list(load_labelled(options.set))
+    except BankError as error:
+        raise SystemExit(f"error: {error}") from None
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.unlink(missing_ok=True)
     append_jsonl(options.out, records)

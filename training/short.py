@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from persona_tasks.calibration import Item
-from persona_tasks.personas import BankError
+from persona_tasks.personas import read_records
 from persona_tasks.transcript import Outcome, Transcript, Turn
 
 FOLDER = Path(__file__).parent / "short"
@@ -53,19 +53,11 @@ def load_short(half: str = "all", split: Literal["train", "dev"] = "train", fold
 
 def _items(folder: Path, split: str) -> Iterator[tuple[int, Item]]:
     for file in sorted(folder.glob("*.jsonl")):
-        pairs = list(enumerate(_pairs(file)))
+        pairs = list(enumerate(pair for _, pair in read_records(file, Pair)))
         for place, pair in pairs[:-HELD_OUT] if split == "train" else pairs[-HELD_OUT:]:
             for who, persona in (("a", pair.a), ("b", pair.b)):
                 for number, said in enumerate(pair.lines):
                     yield place, _item(f"{SHORT}/{file.stem}/{place}", who, persona, number, said)
-
-
-def _pairs(file: Path) -> Iterator[Pair]:
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            yield Pair.model_validate_json(text)
-        except ValidationError as error:
-            raise BankError(f"{file}, line {number}: {error}") from None
 
 
 def _item(pair: str, who: str, persona: str, number: int, said: Line) -> Item:

@@ -14,9 +14,9 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from persona_tasks.personas import Bank, BankError
+from persona_tasks.personas import Bank, BankError, read_records
 from persona_tasks.protocol.partners import Partner
 from persona_tasks.protocol.play import blank
 from persona_tasks.transcript import Judged, Metric, Turn, Verdict, append_jsonl
@@ -43,11 +43,11 @@ def load_written(folder: Path = FOLDER) -> Iterator[Judged]:
     """
     bank = training_bank()
     for file in sorted(folder.glob("*.jsonl")):
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for where, written in read_records(file, Written):
             try:
-                yield _judged(Written.model_validate_json(line), bank)
-            except (ValidationError, BankError) as error:
-                raise BankError(f"{file}, line {number}: {error}") from None
+                yield _judged(written, bank)
+            except BankError as error:
+                raise BankError(f"{where}: {error}") from None
 
 
 def _judged(written: Written, bank: Bank) -> Judged:
