@@ -25,12 +25,15 @@ from training.offline import IGNORED, Row
 
 
 def by_persona(made: list[Row], seed: int) -> list[Row]:
-    """The rows in a random order of personas, those of one persona beside each other."""
+    """The rows in a random order of personas, those of one persona beside each other, the shortest first.
+
+    So branches of a dialogue lie beside each other, and a batch shares more of it than the prompt.
+    """
     rng = random.Random(seed)
     people: dict[str, list[Row]] = defaultdict(list)
     for row in rng.sample(made, len(made)):
         people[row["persona"]].append(row)
-    return [row for rows in people.values() for row in rows]
+    return [row for rows in people.values() for row in sorted(rows, key=lambda row: len(row["input_ids"]))]
 
 
 def last_states(model: Any, input_ids: Tensor, attention_mask: Tensor, before: int) -> tuple[Tensor, int]:
