@@ -26,7 +26,7 @@ from tests.tiny import CHATML
 from training import dpo, kto, offline, sft, signed
 from training.offline import IGNORED, Dialogue, tokens_of
 from training.recipe import RecipeError, load_recipe
-from training.supervised import last_states
+from training.token_tree import token_tree
 
 NAMES = [persona.id for persona in load_bank().select("all", "train")[:4]]
 METHODS: dict[str, ModuleType] = {"sft": sft, "kto": kto, "dpo": dpo, "signed": signed}
@@ -259,20 +259,28 @@ def test_a_line_that_is_short_recited_or_said_before_earns_nothing(folder: Path,
     assert signed.earning(recipe, again.transcript) == [True, False]
 
 
-def test_a_shared_prompt_gives_the_log_probabilities_and_gradients_of_whole_rows(
+def test_a_token_tree_holds_what_rows_begin_with_once() -> None:
+    tree = token_tree([[7, 8, 9], [7, 8, 5, 9], [7, 8], [8]])
+    assert tree.ids.tolist() == [7, 8, 9, 5, 9, 8]
+    assert tree.positions.tolist() == [0, 1, 2, 2, 3, 0]
+    assert [path.tolist() for path in tree.paths] == [[0, 1, 2], [0, 1, 3, 4], [0, 1], [5]]
+    seen = [row.nonzero()[:, 0].tolist() for row in tree.seen]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 3, 4], [5]]
+
+
+def test_a_token_tree_gives_the_log_probabilities_and_gradients_of_whole_rows(
     folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Those of TRL's own loss, on dialogues of two people of several lengths."""
-    records = [judged(NAMES[0], "+-+"), judged(NAMES[0], "+-?+", 1), judged(NAMES[1], "++")]
-    recipe = recipe_of("sft", folder, data, batch=3)
+    """Those of TRL's own loss, on dialogues of two people of several lengths, and a branch of one of them."""
+    parent = judged(NAMES[0], "+-+")
+    records = [parent, judged(NAMES[0], "+-?+", 1), judged(NAMES[1], "++"), branched(parent, 0, 2, "+")]
+    recipe = recipe_of("sft", folder, data, batch=4)
     made = sft.rows(recipe, [tokens(recipe, record) for record in records])
     model, reader = offline.load(recipe)
     model.float()
     runner = sft.trainer(recipe, model, reader, made, tmp_path)
     inputs = next(iter(runner.get_train_dataloader()))
-    assert sorted(inputs["persona"]) == sorted([NAMES[0], NAMES[0], NAMES[1]])
-    same = [row for row, name in enumerate(inputs["persona"]) if name == NAMES[0]]
-    assert last_states(runner.model, inputs["input_ids"][same], inputs["attention_mask"][same], 10_000)[1] > 100
+    assert sorted(inputs["persona"]) == sorted([NAMES[0], NAMES[0], NAMES[0], NAMES[1]])
     found, places = runner.learned(runner.model, inputs)
     whole = runner.model(
         **{key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}, use_cache=False, fused_lm_head=True

@@ -1,7 +1,7 @@
 """TRL's supervised trainer on whole dialogues: what SFT and the signed policy gradient share.
 
-TRL's loss reads the persona once per dialogue, and on a CPU its fused head scores every token of it. Here the prompt of
-a persona's dialogues in a batch is computed once, and the vocabulary's projection only where a token is learned.
+TRL's loss reads the persona once per dialogue, and on a CPU its fused head scores every token of it. Here what the rows
+of a persona in a batch begin with is computed once, and the vocabulary's projection only where a token is learned.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import DynamicCache
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from training import offline
 from training.offline import IGNORED, Row
+from training.token_tree import token_tree
 
 
 def by_persona(made: list[Row], seed: int) -> list[Row]:
@@ -34,35 +34,6 @@ def by_persona(made: list[Row], seed: int) -> list[Row]:
     for row in rng.sample(made, len(made)):
         people[row["persona"]].append(row)
     return [row for rows in people.values() for row in sorted(rows, key=lambda row: len(row["input_ids"]))]
-
-
-def last_states(model: Any, input_ids: Tensor, attention_mask: Tensor, before: int) -> tuple[Tensor, int]:
-    """Hidden states after the last layer, of rows that begin alike; what they share is computed once.
-
-    Args:
-        model: A transformers language model, wrapped or not.
-        input_ids: ``[B, T]``, padded on the right.
-        attention_mask: The same shape, 0 where there is padding.
-        before: At most so many places count as shared: no state is wanted of them.
-
-    Returns:
-        ``[B, T - shared, hidden]``, and how many places are shared.
-    """
-    alike = (input_ids == input_ids[0]).all(0) & (attention_mask == 1).all(0)
-    shared = min(int(alike.long().cumprod(0).sum()), before) if len(input_ids) > 1 else 0
-    cache = DynamicCache()
-    if shared:
-        model(input_ids=input_ids[:1, :shared], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(input_ids))
-    states: Tensor = model(
-        input_ids=input_ids[:, shared:],
-        attention_mask=attention_mask,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-        output_hidden_states=True,
-    ).hidden_states[-1]
-    return states, shared
 
 
 @dataclass
@@ -92,21 +63,17 @@ class DialogueSFTTrainer(SFTTrainer):
         labels, ids, mask = inputs["labels"], inputs["input_ids"], inputs["attention_mask"]
         places = (labels != IGNORED).nonzero()
         places = places[places[:, 1] > 0]  # nothing predicts the first token
-        # checkpointing knows no keys of an earlier pass; and each process must make as many passes as any other
-        if self.args.gradient_checkpointing or self.accelerator.num_processes > 1:
+        # each process must make as many passes as any other, whatever personas its rows are of
+        if self.accelerator.num_processes > 1:
             outputs = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False, fused_lm_head=True)
             return outputs.log_probs[places[:, 0], places[:, 1] - 1], places
         head, found = self.accelerator.unwrap_model(model).get_output_embeddings(), []
-        for _, rows in groupby(range(len(ids)), inputs["persona"].__getitem__):
-            first, *others = rows
-            last = first + len(others) + 1
-            own = places[(places[:, 0] >= first) & (places[:, 0] < last)]
-            if not len(own):
-                continue
-            width = int(mask[first:last].sum(1).max())
-            before = int(own[:, 1].min()) - 1
-            states, shared = last_states(model, ids[first:last, :width], mask[first:last, :width], before)
-            logits = head(states[own[:, 0] - first, own[:, 1] - 1 - shared]).float()
+        for _, persona_rows in groupby(range(len(ids)), inputs["persona"].__getitem__):
+            rows = list(persona_rows)
+            tree = token_tree([ids[row][mask[row] == 1].tolist() for row in rows])
+            own = places[(places[:, 0] >= rows[0]) & (places[:, 0] <= rows[-1])]
+            before = [int(tree.paths[row - rows[0]][place - 1]) for row, place in own.tolist()]
+            logits = head(tree.states(model)[before]).float()
             found.append(logits.log_softmax(-1).gather(1, labels[own[:, 0], own[:, 1]][:, None])[:, 0])
         return torch.cat(found), places
 
