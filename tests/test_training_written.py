@@ -16,7 +16,7 @@ from persona_tasks.monitors import is_role_flip, persona_copying, self_repetitio
 from persona_tasks.personas import BankError, load_bank
 from persona_tasks.transcript import read_jsonl
 from training import signed
-from training.labelled import load_corrected, load_labelled
+from training.labelled import load_better, load_corrected, load_labelled
 from training.offline import read_dialogues
 from training.people import training_bank
 from training.recipe import load_recipe
@@ -136,6 +136,35 @@ def test_every_wrong_line_has_a_correction_that_can_be_compared_with_it() -> Non
         assert said.turns[:-1] == parent.turns[: turn - 1] and said.turns[-1].partner == parent.turns[turn - 1].partner
         assert said.lines[-1] and said.lines[-1] != parent.lines[turn - 1] and not is_role_flip(said.lines[-1])
         assert {v.outcome for v in record.verdicts if v.turn == turn} == {"consistent"}
+
+
+def test_every_line_that_was_read_again_and_is_wrong_has_a_better_one() -> None:
+    read = {record.transcript.id: record for record in load_labelled("read_again")}
+    assert {record.transcript.persona_id for record in read.values()} == {
+        persona.id for persona in training_bank().select("all", "train")
+    }
+    found = Counter(v.outcome for record in read.values() for v in record.of("prompt_to_line"))
+    assert found == {"consistent": 1090, "contradicts": 719, "unparsed": 370 + 29}
+    better = list(load_labelled("corrected_again"))
+    places = Counter((record.transcript.metadata["parent"], len(record.transcript.turns)) for record in better)
+    wrong = {
+        (name, verdict.turn)
+        for name, record in read.items()
+        for verdict in record.verdicts
+        if verdict.outcome == "contradicts" or (verdict.metric == "prompt_to_line" and verdict.outcome == "unparsed")
+    }
+    assert places == dict.fromkeys(wrong, 1)
+    for record in better:
+        parent = read[record.transcript.metadata["parent"]].transcript
+        assert record.transcript.lines[-1] not in parent.lines and not is_role_flip(record.transcript.lines[-1])
+
+
+def test_a_better_line_beside_one_that_is_right_is_named(tmp_path: Path) -> None:
+    turn = {"partner": "a", "line": "b", "label": "consistent", "answers": True, "better": "c", "why": ""}
+    dialogue = {"id": "x", "persona": "chat-train-01", "model": "m", "turns": [turn]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(dialogue) + "\n")
+    with pytest.raises(BankError, match=r"x\.jsonl, line 1: turn 1 has a better line, and is not wrong"):
+        list(load_better(tmp_path))
 
 
 def test_a_correction_of_what_is_right_is_named(tmp_path: Path) -> None:
