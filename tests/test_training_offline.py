@@ -23,7 +23,7 @@ from persona_tasks.protocol.limits import LINE_TOKENS
 from persona_tasks.transcript import Judged, TranscriptError, append_jsonl, read_jsonl
 from tests.judged import branched, judged, model_folder, tokenizer, written
 from tests.tiny import CHATML
-from training import dpo, kto, offline, sft, signed
+from training import dpo, kto, offline, offline_run, sft, signed
 from training.offline import IGNORED, Dialogue, tokens_of
 from training.recipe import RecipeError, load_recipe
 from training.token_tree import token_tree
@@ -64,7 +64,7 @@ def tokens(recipe: Any, record: Judged, template: str = CHATML) -> Dialogue:
 
 
 def train(method: str, recipe: Any, out: Path, resume: bool = False) -> list[dict[str, Any]]:
-    offline.train(recipe, out, resume, METHODS[method].rows, METHODS[method].trainer)
+    offline_run.train(recipe, out, resume, METHODS[method].rows, METHODS[method].trainer)
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 

@@ -24,7 +24,7 @@ from pydantic import Field
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from training import offline
+from training import offline, offline_run
 from training.offline import Dialogue, Row
 from training.recipe import RecipeError
 
@@ -131,14 +131,14 @@ def trainer(recipe: Recipe, model: Any, tokenizer: Any, made: list[Row], out: Pa
     """The trainer; where all weights are trained, it holds on to a copy of the base."""
     return TokenisedDPOTrainer(
         model=model,
-        ref_model=offline.reference(recipe, model),
-        args=offline.arguments(DPOConfig, recipe, out, beta=recipe.beta, loss_type=["sigmoid"]),
+        ref_model=offline_run.reference(recipe, model),
+        args=offline_run.arguments(DPOConfig, recipe, out, beta=recipe.beta, loss_type=["sigmoid"]),
         data_collator=OwnTokens(pad_token_id=tokenizer.pad_token_id),
         train_dataset=Dataset.from_list(made),
         processing_class=tokenizer,
-        peft_config=offline.adapter(recipe, model),
+        peft_config=offline_run.adapter(recipe, model),
     )
 
 
 if __name__ == "__main__":
-    offline.command(__doc__, Recipe, rows, trainer)
+    offline_run.command(__doc__, Recipe, rows, trainer)

@@ -19,7 +19,7 @@ from datasets import Dataset
 from pydantic import Field
 from trl import KTOConfig, KTOTrainer
 
-from training import offline
+from training import offline, offline_run
 from training.offline import Dialogue, Row
 from training.recipe import RecipeError
 
@@ -105,13 +105,13 @@ def trainer(recipe: Recipe, model: Any, tokenizer: Any, made: list[Row], out: Pa
     settings = {"beta": recipe.beta, **weights(ordered)}
     return TokenisedKTOTrainer(
         model=model,
-        ref_model=offline.reference(recipe, model),
-        args=offline.arguments(KTOConfig, recipe, out, **settings),
+        ref_model=offline_run.reference(recipe, model),
+        args=offline_run.arguments(KTOConfig, recipe, out, **settings),
         train_dataset=Dataset.from_list(ordered),
         processing_class=tokenizer,
-        peft_config=offline.adapter(recipe, model),
+        peft_config=offline_run.adapter(recipe, model),
     )
 
 
 if __name__ == "__main__":
-    offline.command(__doc__, Recipe, rows, trainer)
+    offline_run.command(__doc__, Recipe, rows, trainer)

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from training import offline, supervised
+from training import offline, offline_run, supervised
 from training.offline import IGNORED, Dialogue, Row
 from training.recipe import RecipeError
 from training.supervised import DialogueSFTTrainer
@@ -62,4 +62,4 @@ def trainer(recipe: Recipe, model: Any, tokenizer: Any, made: list[Row], out: Pa
 
 
 if __name__ == "__main__":
-    offline.command(__doc__, Recipe, rows, trainer)
+    offline_run.command(__doc__, Recipe, rows, trainer)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from persona_tasks.monitors import words
 from persona_tasks.transcript import Transcript
-from training import offline, supervised
+from training import offline, offline_run, supervised
 from training.offline import IGNORED, Dialogue, Row
 from training.recipe import RecipeError
 from training.rewards import copying_penalties, repetition_penalties
@@ -125,4 +125,4 @@ def trainer(recipe: Recipe, model: Any, tokenizer: Any, made: list[Row], out: Pa
 
 
 if __name__ == "__main__":
-    offline.command(__doc__, Recipe, rows, trainer)
+    offline_run.command(__doc__, Recipe, rows, trainer)

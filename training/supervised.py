@@ -19,7 +19,7 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from training import offline
+from training import offline, offline_run
 from training.offline import IGNORED, Row
 from training.token_tree import token_tree
 
@@ -100,9 +100,9 @@ def make(kind: type[Made], recipe: offline.Recipe, model: Any, tokenizer: Any, m
     """The trainer of a recipe. TRL's own masking of lines would need another chat template."""
     return kind(
         model=model,
-        args=offline.arguments(SFTConfig, recipe, out, train_sampling_strategy="sequential"),
+        args=offline_run.arguments(SFTConfig, recipe, out, train_sampling_strategy="sequential"),
         data_collator=Collator(pad_token_id=tokenizer.pad_token_id),
         train_dataset=Dataset.from_list(by_persona(made, recipe.seed)),
         processing_class=tokenizer,
-        peft_config=offline.adapter(recipe, model),
+        peft_config=offline_run.adapter(recipe, model),
     )
