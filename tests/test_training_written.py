@@ -75,6 +75,9 @@ def test_the_command_writes_what_training_reads(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     records = list(read_jsonl(out))
     assert f"{len(records)} dialogues" in done.stdout and records == list(load_written())
+    shipped = known("sim-135m")
+    assert shipped is not None and shipped.training is not None
+    assert sha256(out) == shipped.training.data_sha256  # it learned from what is here now
 
 
 def test_lines_that_were_read_have_the_labels_of_the_calibration_set() -> None:
@@ -94,9 +97,6 @@ def test_methods_learn_from_lines_that_were_read(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training.labelled", "--set", "read", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "96 dialogues, 768 lines" in done.stdout
-    shipped = known("sim-135m")
-    assert shipped is not None and shipped.training is not None
-    assert sha256(out) == shipped.training.data_sha256  # it learned from what is here now
     recipe = load_recipe(signed.Recipe, ROOT / "training" / "recipes" / "signed_read.yaml", [f"data=[{out}]"])
     assert read_dialogues(recipe) == list(load_labelled("read"))
 
