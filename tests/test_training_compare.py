@@ -20,7 +20,7 @@ from training import compare as command
 from training import compare_play
 from training.compare import check_cell
 from training.compare_page import _plain, _survived, side_by_side, training_frame
-from training.compare_play import Cell, CompareError, Recipe
+from training.compare_play import Cell, CompareError, Condition, Recipe
 from training.compare_table import BASE, Played, Results, compare
 from training.recipe import RecipeError, load_recipe
 
@@ -237,6 +237,20 @@ def test_the_recipe_that_we_ship_lists_every_method() -> None:
     assert (recipe.split, recipe.judge, recipe.conditions["long"].turns) == ("test", "persona/judge-135m-audit", 16)
     for method in ("GRPO turn", "signed read"):
         assert [cell.seed for cell in recipe.cells if cell.method == method] == [0, 1, 2]
+
+
+def test_a_condition_can_be_for_some_methods_or_cells_only() -> None:
+    cells = [
+        Cell(name=name, method=method, model="m")
+        for name, method in (("b", BASE), ("s", "SFT"), ("g0", "G"), ("g1", "G"))
+    ]
+
+    def taken(*only: str) -> list[str]:
+        return [cell.name for cell in cells if compare_play.taken(Condition(only=list(only)), cell)]
+
+    assert taken() == ["b", "s", "g0", "g1"]
+    assert taken("G") == ["b", "g0", "g1"]
+    assert taken("s", "g1") == ["b", "s", "g1"]
 
 
 # ------------------------------------------------------------------------------------------------------------ the page

@@ -66,7 +66,7 @@ class Condition(Strict):
     partner: str = Field("scripted", description="`scripted`, or a model, as for `--metadata partner=` in lm-eval.")
     seeds: list[int] = Field([0], min_length=1, description="A dialogue of each person for each; partner and sampling.")
     probes: str = Field("default", description="Turns after which questions are asked: `1,4,8`, `default`, `none`.")
-    methods: list[str] = Field([], description=f"Only these, and `{BASE}`; empty for all.")
+    only: list[str] = Field([], description=f"Methods or names of cells; `{BASE}` always, empty for all.")
 
     @model_validator(mode="after")
     def _probes_are_turns(self) -> Condition:
@@ -266,7 +266,7 @@ def people_of(recipe: Recipe) -> list[Persona]:
 
 def taken(condition: Condition, cell: Cell) -> bool:
     """Whether a condition is for this cell."""
-    return not condition.methods or cell.method in (BASE, *condition.methods)
+    return not condition.only or cell.method == BASE or bool({cell.method, cell.name} & set(condition.only))
 
 
 def file_of(out: Path, kind: str, condition: str, cell: Cell) -> Path:
