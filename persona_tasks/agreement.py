@@ -171,7 +171,8 @@ def corrected(
         sensitivity, specificity: Each with the number of labelled items it was measured on.
 
     Returns:
-        The corrected score and its interval, both cut off at 0 and 1; None if the judge hardly tells apart (J <= 0.05).
+        The corrected score and its interval, both cut off at 0 and 1; None if the judge hardly tells apart (J <= 0.05),
+        or if all of the interval lies beyond 0 or 1: then its errors on these lines are not those that are known.
     """
     (sens, positives), (spec, negatives) = sensitivity, specificity
     informedness = sens + spec - 1
@@ -180,8 +181,10 @@ def corrected(
     share = (1 - score + spec - 1) / informedness
     spread = variance + share**2 * sens * (1 - sens) / positives + (1 - share) ** 2 * spec * (1 - spec) / negatives
     half = 1.96 * float(np.sqrt(spread)) / informedness
-    low, high = (float(np.clip(1 - share + sign * half, 0, 1)) for sign in (-1, 1))
-    return float(np.clip(1 - share, 0, 1)), (low, high)
+    low, high = 1 - share - half, 1 - share + half
+    if low > 1 or high < 0:
+        return None
+    return float(np.clip(1 - share, 0, 1)), (float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1)))
 
 
 def _ratio(above: Array, below: Array) -> Array:

@@ -93,6 +93,10 @@ def test_a_score_is_corrected_for_the_judges_errors() -> None:
     wide = corrected(1 - called, 0.001, (sens, 50), (spec, 50))
     assert wide is not None and wide[1][0] < 0.6 < 0.8 < wide[1][1]
     assert corrected(0.5, 0.0, (0.5, 100), (0.5, 100)) is None
+    # it raises more false alarms on labelled lines than it called contradictions here: no sign that none contradicts
+    assert corrected(0.95, 0.0001, (0.8, 1000), (0.6, 1000)) is None
+    few = corrected(0.95, 0.0001, (0.8, 20), (0.9, 20))
+    assert few is not None and few[0] == 1.0 and 0.5 < few[1][0] < 1.0
 
 
 def test_index_recovery_counts_found_conflicts_only() -> None:
