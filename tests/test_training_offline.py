@@ -292,6 +292,10 @@ def test_a_token_tree_gives_the_log_probabilities_and_gradients_of_whole_rows(
     shared, plain = (torch.autograd.grad(logps.sum(), weights) for logps in (found, whole))
     assert all(torch.allclose(one, other, atol=1e-3) for one, other in zip(shared, plain, strict=True))
     assert max(float(one.abs().max()) for one in shared) > 0.1
+    runner.model.gradient_checkpointing_enable()
+    runner.model.train()
+    twice = torch.autograd.grad(runner.learned(runner.model, inputs)[0].sum(), weights)
+    assert all(torch.allclose(one, other, atol=1e-3) for one, other in zip(twice, plain, strict=True))
 
 
 def test_a_verdict_the_judge_doubts_and_the_worst_of_several(folder: Path, data: Path) -> None:
